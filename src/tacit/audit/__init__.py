@@ -1,0 +1,1 @@
+"""Attacks paired with protections, and what came of it."""

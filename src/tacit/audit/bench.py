@@ -1,0 +1,134 @@
+"""`tacit bench`: speed, bytes and memory, as rows of the machine-readable contract.
+
+A row names its case and metric; ``peer`` and ``ratio`` are null where no peer was measured in the same run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tacit.core.errors import UnknownName
+from tacit.core.wire import Message
+from tacit.parties.links.local import LocalHub, outputs_of, run_pair
+from tacit.parties.pair import Channel
+from tacit.parties.roles import SERVER, Role, owners
+from tacit.parties.star import ask
+
+Note = Callable[[str], None]
+
+
+class _Echo:
+    """A member that sends back what it got."""
+
+    def handle(self, request: Message) -> Message:
+        return Message("reply", payload=request.array("payload"))
+
+    def export(self) -> bytes:
+        return b""
+
+    def restore(self, state: bytes) -> None:
+        del state
+
+
+def _row(case: str, metric: str, value: float) -> dict[str, Any]:
+    return {
+        "case": case,
+        "metric": metric,
+        "tacit": value,
+        "peer": None,
+        "peer_value": None,
+        "ratio": None,
+    }
+
+
+def _wave(members: int, payload: int) -> tuple[LocalHub, Callable[[], float]]:
+    hub = LocalHub({role: _Echo() for role in owners(members)})
+
+    def once() -> float:
+        requests = {
+            role: Message("ask", payload=np.zeros(payload, np.uint8)) for role in hub.members()
+        }
+        start = time.perf_counter()
+        ask(hub, requests)
+        return time.perf_counter() - start
+
+    return hub, once
+
+
+def transport(*, quick: bool, note: Note) -> list[dict[str, Any]]:
+    """The star and the pair in one process: waves, overhead, throughput.
+
+    Args:
+        quick: fewer repetitions.
+        note: told what is being measured.
+    """
+    repeats = 5 if quick else 25
+    rows = []
+
+    note("hub: 1000 members, a distinct message of 1000 bytes each way")
+    _, once = _wave(1000, 1000)
+    once()
+    rows.append(
+        _row("hub n=1000 payload=1000", "wave_s", statistics.median(once() for _ in range(repeats)))
+    )
+
+    note("hub: 10 members, four waves")
+    hub, once = _wave(10, 1000)
+    once()
+    overheads = []
+    for _ in range(repeats):
+        inside = sum(hub.cost.total(role=role).seconds for role in hub.members())
+        wall = sum(once() for _ in range(4))
+        overheads.append(
+            wall - (sum(hub.cost.total(role=role).seconds for role in hub.members()) - inside)
+        )
+    rows.append(_row("hub n=10", "overhead_s", statistics.median(overheads)))
+
+    note("hub: 16 MB arrays")
+    size = 16_000_000
+    _, once = _wave(2, size)
+    once()
+    seconds = statistics.median(once() for _ in range(repeats))
+    rows.append(_row("hub n=2 payload=16000000", "bytes_per_s", 4 * size / seconds))
+
+    note("channel: 16 MB arrays exchanged")
+    first, second = SERVER, Role("server", 1)
+
+    def party(peer: Role) -> Callable[[Mapping[Role, Channel]], float]:
+        def talk(channels: Mapping[Role, Channel]) -> float:
+            array = np.zeros(size // 4, np.float32)
+            channels[peer].exchange("warm", array)
+            start = time.perf_counter()
+            for _ in range(repeats):
+                channels[peer].exchange("open", array)
+            return time.perf_counter() - start
+
+        return talk
+
+    took = max(outputs_of(run_pair({first: party(second), second: party(first)})).values())
+    rows.append(_row("channel payload=16000000", "bytes_per_s", 2 * size * repeats / took))
+    return rows
+
+
+BENCHES: Mapping[str, Callable[..., list[dict[str, Any]]]] = {"transport": transport}
+
+
+def bench(name: str, *, quick: bool = False, note: Note = print) -> dict[str, Any]:
+    """Run a benchmark.
+
+    Args:
+        name: one of `BENCHES`.
+        quick: fewer repetitions.
+        note: told what is being measured.
+
+    Raises:
+        UnknownName: there is no such benchmark.
+    """
+    if name not in BENCHES:
+        raise UnknownName("benchmark", name, BENCHES)
+    return {"bench": name, "rows": BENCHES[name](quick=quick, note=note)}

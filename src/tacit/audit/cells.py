@@ -1,0 +1,572 @@
+"""How one cell of the matrix is measured: an attack from its vantage, judged by ground truth that it never sees.
+
+Each plan builds the access and knowledge of an adversary that stands at its vantage, runs the attack, and compares the
+outcome with the truth and with the controls. A `Measurement` is what one trained row gave; `pooled` joins those of several
+seeds into the cell that is reported.
+
+Chance is measured where it is not known: for reconstructions it is the same attack against another update, that is, the
+reconstruction from one update compared with the records behind another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tacit.attacks.access import Knowledge, Labels, RoleView, Scores, TrainFunction
+from tacit.attacks.curious import GradientLeakage, Leaked
+from tacit.attacks.exposure import PlaintextExposure
+from tacit.attacks.gradient_leakage import match_batch
+from tacit.attacks.membership import AttackNetworks, LabelGap, LossThreshold, ShadowModels
+from tacit.audit import statistics
+from tacit.core.coins import Coins
+from tacit.core.errors import NotEnoughEvidence
+from tacit.nn.federated import Progress, Task, honest_work
+from tacit.nn.local_work import HonestTraining, Share
+from tacit.parties.roles import SERVER, Role
+from tacit.parties.runs import Opened, Run
+from tacit.parties.views import Observation, Recording, Update, View
+
+VANTAGES = {"server": SERVER, "participant": Role("owner", 0)}
+SHOWN = 10
+"""Reconstructions that a cell keeps for the report."""
+
+
+class Protection(Protocol):
+    """What `compare` needs of a training scheme."""
+
+    def train(
+        self, task: Task, *, coins: Coins, recording: Recording, progress: Progress
+    ) -> Run[Opened[nn.Module]]:
+        """Train on the task's records."""
+        ...
+
+    def observe(self, view: View, role: Role) -> Observation:
+        """What an adversary at ``role`` makes of its view."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """An evaluator network: another architecture, another seed and other records than any model that is attacked.
+
+    Args:
+        model: gives one score a class, and a last one for junk.
+        accuracy: on records that it was not trained on, junk included.
+    """
+
+    model: nn.Module = field(repr=False)
+    accuracy: float
+
+    def recognises(self, images: Tensor, labels: Tensor) -> float:
+        """The share of images that it takes for their label."""
+        self.model.eval()
+        with torch.no_grad():
+            return float((self.model(images.clamp(0, 1)).argmax(1) == labels).float().mean())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A trained row with all that the audit knows of it.
+
+    Args:
+        protection: the scheme.
+        run: its outcome.
+        task: what was learned.
+        members: records and labels that were trained on, owner by owner.
+        nonmembers: as many that were not.
+        population: records like them, disjoint from both.
+        train_fn: the recipe that an adversary may imitate.
+        judge: the evaluator.
+        seed: of the attack's draws.
+        shared: what attacks with the same knowledge need not compute again, kept by all rows of a seed.
+    """
+
+    protection: Protection
+    run: Run[Opened[nn.Module]] = field(repr=False)
+    task: Task = field(repr=False)
+    members: tuple[Tensor, Tensor] = field(repr=False)
+    nonmembers: tuple[Tensor, Tensor] = field(repr=False)
+    population: tuple[Tensor, Tensor] = field(repr=False)
+    train_fn: TrainFunction = field(repr=False)
+    judge: Judge = field(repr=False)
+    seed: int
+    shared: dict[str, AttackNetworks] = field(default_factory=dict, repr=False)
+
+    def observation(self, role: Role) -> Observation:
+        """What an adversary at ``role`` makes of its view of the run."""
+        return self.protection.observe(self.run.views[role], role)
+
+    def generator(self, label: str) -> torch.Generator:
+        """Draws for an attack: they follow from the seed and the label alone."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + sum(label.encode()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What one attack gave on one trained row.
+
+    Args:
+        metric: name of the figure; higher means more leak.
+        access: False where the observation is empty and the attack had nothing to run on.
+        value: the figure; None where the attack could not run.
+        n: what it rests on.
+        hits: for rates, how often the attack succeeded.
+        chance: what it reaches where nothing leaks.
+        interval: of the figure.
+        knowledge: what the adversary knew.
+        why: one sentence on how it came about.
+        details: further figures.
+        figures: images and curves for the report.
+    """
+
+    metric: str
+    access: bool = True
+    value: float | None = None
+    n: int = 0
+    hits: float | None = None
+    chance: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    knowledge: dict[str, object] = field(default_factory=dict)
+    why: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """The measurement as plain values, for `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Measurement:
+        """A measurement saved by `as_json`."""
+        return cls(**{**saved, "interval": tuple(saved["interval"])})
+
+
+class Plan(Protocol):
+    """How a cell is measured."""
+
+    @property
+    def name(self) -> str:
+        """``attack@vantage``."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """A few words for a heading."""
+        ...
+
+    @property
+    def explains(self) -> str:
+        """One sentence: what the metric counts."""
+        ...
+
+    @property
+    def chance_means(self) -> str:
+        """One sentence: what chance is here."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """Name of the figure."""
+        ...
+
+    def measure(self, trial: Trial) -> Measurement:
+        """Run the attack and judge it."""
+        ...
+
+
+Vantage = Literal["server", "participant"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExposureAt:
+    """Plaintext exposure at a role: the share of other parties' records that stand in the clear in what it sees."""
+
+    vantage: Vantage
+    metric: ClassVar[str] = "exposed"
+    explains: ClassVar[str] = (
+        "Share of the training records that stand in the clear in what this role receives."
+    )
+    chance_means: ClassVar[str] = "None: a record does not appear by accident."
+
+    @property
+    def name(self) -> str:
+        """``attack@vantage``."""
+        return f"{PlaintextExposure.name}@{self.vantage}"
+
+    @property
+    def title(self) -> str:
+        """A few words for a heading."""
+        return f"Records in the clear, at a {self.vantage}"
+
+    def measure(self, trial: Trial) -> Measurement:
+        """Count the records that an adversary at the vantage reads off."""
+        role = VANTAGES[self.vantage]
+        observation = trial.observation(role)
+        if observation.empty:
+            return Measurement(metric=self.metric, access=False, why="the role receives nothing")
+        knowledge = Knowledge(input_shape=trial.task.input_shape)
+        rows = PlaintextExposure().recover(RoleView(observation), knowledge)
+        own = len(trial.task.shards[role.index][0]) if role != SERVER else 0
+        others = trial.members[0][own:]  # the participant is owner 0, whose records come first
+        seen = {row.numpy().tobytes() for row in rows}
+        hits = sum(record.numpy().tobytes() in seen for record in others)
+        return Measurement(
+            metric=self.metric,
+            value=hits / len(others),
+            hits=hits,
+            n=len(others),
+            interval=statistics.clopper_pearson(hits, len(others)),
+            knowledge=knowledge.described(),
+            why=f"{hits} of {len(others)} records found among {len(rows)} rows of the observation",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LeakageAt:
+    """Gradient leakage at a role: the share of attacked records that their reconstructions identify."""
+
+    vantage: Vantage
+    attack: GradientLeakage = field(default_factory=GradientLeakage)
+    metric: ClassVar[str] = "reidentified"
+    explains: ClassVar[str] = (
+        "Share of the attacked records that are, among all training records, the nearest (by correlation) to a "
+        "reconstruction from the update that they are behind."
+    )
+    chance_means: ClassVar[str] = (
+        "The same attack against another update: its records instead of the attacked ones."
+    )
+
+    @property
+    def name(self) -> str:
+        """``attack@vantage``."""
+        return f"{GradientLeakage.name}@{self.vantage}"
+
+    @property
+    def title(self) -> str:
+        """A few words for a heading."""
+        return f"Gradient leakage, at a {self.vantage}"
+
+    def measure(self, trial: Trial) -> Measurement:
+        """Reconstruct records from what the role saw, and look them up among all training records."""
+        role = VANTAGES[self.vantage]
+        observation = trial.observation(role)
+        if observation.empty:
+            return Measurement(metric=self.metric, access=False, why="the role receives nothing")
+        knowledge = Knowledge(
+            architecture=trial.task.start,
+            input_shape=trial.task.input_shape,
+            classes=trial.task.classes,
+        )
+        try:
+            leaked = self.attack.reconstruct(
+                RoleView(observation), knowledge, trial.generator(self.name)
+            )
+        except NotEnoughEvidence as reason:
+            return Measurement(metric=self.metric, knowledge=knowledge.described(), why=str(reason))
+        truth = _Truth(trial, role)
+        behind = [truth.records(item) for item in leaked]
+        control = [truth.others(item) for item in leaked]
+        nearest = [_nearest(item.images, trial.members[0]) for item in leaked]
+        n = sum(map(len, behind))
+        hits = sum(len(set(found) & set(rows)) for found, rows in zip(nearest, behind, strict=True))
+        misses = sum(
+            len(set(found) & set(rows)) for found, rows in zip(nearest, control, strict=True)
+        )
+        others = sum(map(len, control))
+        chance = max(misses / others if others else 0.0, len(behind[0]) / len(trial.members[0]))
+        return Measurement(
+            metric=self.metric,
+            value=hits / n,
+            hits=hits,
+            n=n,
+            chance=chance,
+            interval=statistics.clopper_pearson(hits, n),
+            knowledge=knowledge.described() | _assumed(leaked[0].update),
+            why=_story(leaked, n),
+            details=_details(leaked, behind, trial, chance=misses / others if others else None),
+            figures={"images": _pictures(leaked, behind, trial)},
+        )
+
+
+class _Truth:
+    """Which training records are behind an update; rows count through all owners' records."""
+
+    def __init__(self, trial: Trial, role: Role) -> None:
+        self._trial = trial
+        self._role = role
+        sizes = [len(inputs) for inputs, _ in trial.task.shards]
+        self._first = [sum(sizes[:index]) for index in range(len(sizes))]
+
+    def _work(self, update: Update) -> dict[Role, HonestTraining]:
+        share = Share.GRADIENT if update.steps == 1 else Share.CHANGE
+        return honest_work(
+            self._trial.task,
+            share,
+            batch_size=update.batch_size,
+            local_steps=update.steps,
+            learning_rate=1.0,
+        )
+
+    def _rows(self, update: Update, round: int, senders: Sequence[Role]) -> list[int]:
+        work = self._work(update)
+        return [
+            self._first[sender.index] + int(row)
+            for sender in senders
+            for row in work[sender].records(round)
+        ]
+
+    def _senders(self, update: Update) -> list[Role]:
+        if update.sender is not None:
+            return [update.sender]
+        return [role for role in self._work(update) if role != self._role]
+
+    def records(self, leaked: Leaked) -> list[int]:
+        """The records behind what leaked."""
+        if leaked.update is None:
+            return [_find(image, self._trial.members[0]) for image in leaked.images]
+        return self._rows(leaked.update, leaked.update.round, self._senders(leaked.update))
+
+    def others(self, leaked: Leaked) -> list[int]:
+        """As many records behind another update: the next owner's, or the same owners' next round."""
+        update = leaked.update
+        if update is None:
+            return []
+        if update.sender is not None:
+            following = Role(update.sender.kind, (update.sender.index + 1) % len(self._first))
+            return self._rows(update, update.round, [following])
+        behind = set(self.records(leaked))
+        later = self._rows(update, update.round + 1, self._senders(update))
+        return [row for row in later if row not in behind]
+
+
+def _find(image: Tensor, gallery: Tensor) -> int:
+    hits = (gallery == image).flatten(1).all(1).nonzero()
+    return int(hits[0]) if len(hits) else -1
+
+
+def _nearest(images: Tensor, gallery: Tensor) -> list[int]:
+    """For each image the row of the gallery that correlates most with it; brightness and contrast do not count."""
+
+    def centred(stack: Tensor) -> Tensor:
+        flat = stack.flatten(1)
+        return nn.functional.normalize(flat - flat.mean(1, keepdim=True), dim=1)
+
+    return [int(row) for row in (centred(images) @ centred(gallery).T).argmax(1)]
+
+
+def _assumed(update: Update | None) -> dict[str, object]:
+    if update is None:
+        return {}
+    return {
+        "batch_size": update.batch_size,
+        "local_steps": update.steps,
+        "participants": update.senders,
+    }
+
+
+def _story(leaked: list[Leaked], n: int) -> str:
+    update = leaked[0].update
+    if update is None:
+        return f"{n} records read off as they arrived: there is nothing to invert"
+    each = n // len(leaked)
+    noisy = " noisy" if update.noisy else ""
+    behind = "1 record" if each == 1 else f"{each} records"
+    return f"{leaked[0].road} on {len(leaked)}{noisy} updates with {behind} behind each, from round {update.round} on"
+
+
+def _aligned(leaked: Leaked, rows: list[int], gallery: Tensor) -> tuple[Tensor, Tensor]:
+    """Originals and reconstructions in the same order."""
+    originals = gallery[rows]
+    images = leaked.images.clamp(0, 1)
+    return originals, images[match_batch(images, originals)] if len(rows) > 1 else images
+
+
+def _details(
+    leaked: list[Leaked], behind: list[list[int]], trial: Trial, *, chance: float | None
+) -> dict[str, Any]:
+    gallery, labels = trial.members
+    pairs = [_aligned(item, rows, gallery) for item, rows in zip(leaked, behind, strict=True)]
+    originals, images = (torch.cat(part) for part in zip(*pairs, strict=True))
+    true = labels[[row for rows in behind for row in rows]]
+    generator = trial.generator("controls")
+    noise = torch.rand(images.shape, generator=generator)
+    mean = trial.population[0].mean(0, keepdim=True).expand_as(images)
+    guessed = [
+        len(set(_counted(item.labels)) & set(_counted(labels[rows]))) / len(rows)
+        for item, rows in zip(leaked, behind, strict=True)
+        if item.update is not None
+    ]
+    return {
+        "psnr_db": float(statistics.psnr(originals, images).median()),
+        "labels_inferred": sum(guessed) / len(guessed) if guessed else None,
+        "control_reidentified": chance,
+        "evaluator": {
+            "accuracy": trial.judge.accuracy,
+            "recognised": trial.judge.recognises(images, true),
+            "controls": {
+                "noise": trial.judge.recognises(noise, true),
+                "mean image": trial.judge.recognises(mean, true),
+                "another victim": trial.judge.recognises(originals.roll(1, 0), true),
+            },
+        },
+    }
+
+
+def _counted(labels: Tensor) -> list[tuple[int, int]]:
+    """Labels numbered among their equals, so that sets of them compare as multisets."""
+    seen: dict[int, int] = {}
+    out = []
+    for label in labels.tolist():
+        seen[label] = seen.get(label, 0) + 1
+        out.append((label, seen[label]))
+    return out
+
+
+def _pictures(
+    leaked: list[Leaked], behind: list[list[int]], trial: Trial
+) -> list[dict[str, object]]:
+    shown: list[dict[str, object]] = []
+    if len(trial.task.input_shape) != 3:
+        return shown
+    for item, rows in zip(leaked, behind, strict=True):
+        originals, images = _aligned(item, rows, trial.members[0])
+        for original, image, row in zip(originals, images, rows, strict=True):
+            if len(shown) == SHOWN:
+                return shown
+            where = f"round {item.update.round}" if item.update is not None else "as received"
+            shown.append(
+                {
+                    "original": _pixels(original),
+                    "reconstruction": _pixels(image),
+                    "caption": f"record {row}, {where}",
+                }
+            )
+    return shown
+
+
+def _pixels(image: Tensor) -> list[Any]:
+    grid = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
+    return [[_rounded(value) for value in row] for row in grid.tolist()]
+
+
+def _rounded(value: float | list[float]) -> Any:
+    return [round(v, 3) for v in value] if isinstance(value, list) else round(value, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipFrom:
+    """Membership inference on the released model.
+
+    Args:
+        attack: one of `tacit.attacks.membership`.
+        title: a few words for a heading.
+        vantage: scores or labels.
+    """
+
+    attack: LossThreshold | ShadowModels | LabelGap
+    title: str
+    vantage: Literal["scores", "labels"]
+    metric: ClassVar[str] = "auc"
+    explains: ClassVar[str] = (
+        "Probability that the attack ranks a training record above a record that was not trained on."
+    )
+    chance_means: ClassVar[str] = "Ranking at random: 0.5."
+
+    @property
+    def name(self) -> str:
+        """``attack@vantage``."""
+        return f"{self.attack.name}@{self.vantage}"
+
+    def measure(self, trial: Trial) -> Measurement:
+        """Score members and non-members through the access of the vantage, and rank them."""
+        model = trial.run.output.value
+        access = Scores(model) if self.vantage == "scores" else Labels(model)
+        knowledge = Knowledge(
+            input_shape=trial.task.input_shape,
+            classes=trial.task.classes,
+            population=trial.population if self.vantage == "scores" else None,
+            train_fn=trial.train_fn if self.vantage == "scores" else None,
+        )
+        inputs, labels = (
+            torch.cat(pair) for pair in zip(trial.members, trial.nonmembers, strict=True)
+        )
+        generator = trial.generator(self.name)
+        if isinstance(self.attack, ShadowModels) and isinstance(access, Scores):
+            # The shadows depend on the knowledge alone, so all rows of a seed share them.
+            networks = trial.shared.get(self.name) or self.attack.learn(knowledge, generator)
+            trial.shared[self.name] = networks
+            scores = self.attack.judged(networks, access, inputs, labels)
+        else:
+            scores = self.attack.score(access, knowledge, inputs, labels, generator)  # type: ignore[arg-type]
+        inside, outside = scores[: len(trial.members[0])], scores[len(trial.members[0]) :]
+        fpr, tpr = statistics.roc(inside, outside)
+        return Measurement(
+            metric=self.metric,
+            value=statistics.auc(inside, outside),
+            n=len(inside) + len(outside),
+            chance=0.5,
+            interval=statistics.auc_interval(inside, outside),
+            knowledge=knowledge.described(),
+            why=f"{len(inside)} members against {len(outside)} non-members, {access.counter.spent} queries",
+            details=_low_rates(inside, outside),
+            figures={"roc": _thinned(fpr.tolist(), tpr.tolist())},
+        )
+
+
+def _low_rates(inside: Tensor, outside: Tensor) -> dict[str, Any]:
+    """TPR at low false positive rates, where the sample supports the figure."""
+    out: dict[str, Any] = {}
+    for fpr in (0.1, 0.01, 0.001):
+        try:
+            out[f"tpr@{fpr:g}fpr"] = statistics.tpr_at_fpr(inside, outside, fpr).as_json()
+        except NotEnoughEvidence as reason:
+            out[f"tpr@{fpr:g}fpr"] = {"left_out": str(reason)}
+    return out
+
+
+def _thinned(fpr: list[float], tpr: list[float], points: int = 200) -> dict[str, list[float]]:
+    step = max(1, math.ceil(len(fpr) / points))
+    kept = sorted({*range(0, len(fpr), step), len(fpr) - 1, *range(min(len(fpr), 40))})
+    return {"fpr": [round(fpr[k], 5) for k in kept], "tpr": [round(tpr[k], 5) for k in kept]}
+
+
+def pooled(measurements: Sequence[Measurement]) -> Measurement:
+    """One measurement of several seeds.
+
+    Rates add up their hits. Areas under the curve are averaged; their intervals, from independent seeds, shrink with the
+    root of the number. Images, curves and further figures are the first seed's.
+    """
+    first = measurements[0]
+    valid = [m for m in measurements if m.value is not None]
+    if len(measurements) == 1 or not valid:
+        return first
+    n = sum(m.n for m in valid)
+    chance = sum(m.chance * m.n for m in valid) / n
+    details = {**first.details, "by_seed": [m.value for m in valid]}
+    if all(m.hits is not None for m in valid):
+        hits = sum(m.hits or 0.0 for m in valid)
+        value, interval = hits / n, statistics.clopper_pearson(hits, n)
+    else:
+        hits = None
+        value = sum(m.value or 0.0 for m in valid) / len(valid)
+        below = math.sqrt(sum(((m.value or 0.0) - m.interval[0]) ** 2 for m in valid)) / len(valid)
+        above = math.sqrt(sum((m.interval[1] - (m.value or 0.0)) ** 2 for m in valid)) / len(valid)
+        interval = max(0.0, value - below), min(1.0, value + above)
+    return Measurement(
+        metric=first.metric,
+        value=value,
+        n=n,
+        hits=hits,
+        chance=chance,
+        interval=interval,
+        knowledge=first.knowledge,
+        why=first.why + f"; {len(valid)} seeds pooled",
+        details=details,
+        figures=first.figures,
+    )

@@ -1,0 +1,684 @@
+"""`tacit compare`: every attack against every protection, from the vantage where that adversary stands.
+
+For each seed the data are dealt anew: members (split among the owners), non-members, and a population that is disjoint
+from both and from which adversaries learn. Each protection trains on the members; every role's view of the first rounds
+is recorded in full; each attack runs on what its vantage may touch. Controls are protections that were broken on purpose:
+the attack must win there, or its silence elsewhere shows nothing.
+
+The verdict rule is `tacit.audit.statistics.verdict`; "the unprotected row" is any row that protects nothing.
+
+Finished cells are kept in ``progress.json`` beside the report, so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import tacit
+from tacit.attacks.access import TrainFunction
+from tacit.audit import statistics
+from tacit.audit.cells import Judge, Measurement, Plan, Protection, Trial, pooled
+from tacit.audit.report import read_report, write_report
+from tacit.core.coins import Coins
+from tacit.core.errors import ConfigError, DataError, OutputError, TacitError
+from tacit.nn.data import DataSet, check_finite, load
+from tacit.nn.federated import Task
+from tacit.nn.local_work import accuracy, fit
+from tacit.nn.networks import cnn, mlp
+from tacit.parties.views import Level, Recording
+
+SCHEMA = 1
+WAVES = 5
+"""Waves of which every view is kept in full: enough for the attacks, and flat in memory."""
+
+Watch = Callable[[str, int, int], None]
+"""Told what is going on, how much of it is done, and of how much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A protection in the matrix.
+
+    Args:
+        name: as in the report.
+        title: a few words.
+        protection: the scheme with its settings.
+        paper: number of its paper, if it has one.
+        unprotected: it protects nothing: attacks that fail elsewhere must succeed on such a row.
+        control: it was broken on purpose.
+    """
+
+    name: str
+    title: str
+    protection: Protection
+    paper: int | None = None
+    unprotected: bool = False
+    control: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Sizes and seeds of a comparison.
+
+    Args:
+        dataset: name of the data set.
+        owners: owners among whom the members are split.
+        records: records of each owner.
+        population: records from which adversaries and the evaluator learn.
+        hidden: hidden units of the target network.
+        seeds: independent repetitions.
+        seed: the first of them.
+    """
+
+    dataset: str = "digits"
+    owners: int = 10
+    records: int = 40
+    population: int = 990
+    hidden: int = 32
+    seeds: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.owners, self.records, self.hidden, self.seeds) < 1 or self.population < 40:
+            raise ConfigError(
+                "owners, records, hidden and seeds of at least 1 and a population of at least 40 expected, got "
+                f"{self.owners}, {self.records}, {self.hidden}, {self.seeds} and {self.population}"
+            )
+        if self.seed < 0:
+            raise ConfigError(f"a seed of 0 or more expected, got {self.seed}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _World:
+    """What one seed deals to everybody."""
+
+    task: Task
+    members: tuple[Tensor, Tensor]
+    nonmembers: tuple[Tensor, Tensor]
+    population: tuple[Tensor, Tensor]
+    judge: Judge
+    seed: int
+    shared: dict[str, Any] = field(default_factory=dict)
+
+
+def _train_fn(task: Task, settings: Settings) -> TrainFunction:
+    """The recipe that an adversary imitates: the target's architecture, plain SGD until the records are learned."""
+
+    def train(inputs: Tensor, labels: Tensor, generator: torch.Generator) -> nn.Module:
+        model = mlp(task.input_shape, (settings.hidden,), task.classes, generator=generator)
+        return fit(
+            model, inputs, labels, epochs=60, batch_size=16, learning_rate=0.1, generator=generator
+        )
+
+    return train
+
+
+def _deal(data: DataSet, settings: Settings, seed: int) -> _World:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.cat([data.inputs_train, data.inputs_test])
+    labels = torch.cat([data.labels_train, data.labels_test])
+    check_finite(f"the records of {data.name}", inputs)
+    own = settings.owners * settings.records
+    need = 2 * own + settings.population
+    if need > len(inputs):
+        raise ConfigError(
+            f"{settings.owners} owners of {settings.records} records, as many non-members and a population of "
+            f"{settings.population} need {need} rows; {data.name} has {len(inputs)}: use fewer owners or records"
+        )
+    order = torch.randperm(len(inputs), generator=generator)[:need]
+    inputs, labels = inputs[order], labels[order]
+    shards = tuple(
+        zip(
+            torch.split(inputs[:own], settings.records),
+            torch.split(labels[:own], settings.records),
+            strict=True,
+        )
+    )
+    task = Task(
+        name=data.name,
+        start=mlp(data.input_shape, (settings.hidden,), data.classes, generator=generator),
+        shards=shards,
+        input_shape=data.input_shape,
+        classes=data.classes,
+        seed=seed,
+    )
+    population = inputs[2 * own :], labels[2 * own :]
+    return _World(
+        task=task,
+        members=(inputs[:own], labels[:own]),
+        nonmembers=(inputs[own : 2 * own], labels[own : 2 * own]),
+        population=population,
+        judge=train_judge(*population, data.classes, torch.Generator().manual_seed(seed + 7_919)),
+        seed=seed,
+    )
+
+
+def train_judge(inputs: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> Judge:
+    """An evaluator: a convolutional net with a class for junk, trained on four fifths of the records given.
+
+    Junk is uniform noise, records with their pixels shuffled, and noise around the mean record: a plain classifier would
+    call such images some class with confidence.
+    """
+    cut = len(inputs) * 4 // 5
+    noise = torch.rand(inputs.shape, generator=generator)
+    pixels = torch.randperm(inputs[0].numel(), generator=generator)
+    shuffled = inputs.flatten(1)[:, pixels].reshape(inputs.shape)
+    around = (inputs.mean(0) + 0.3 * (noise - 0.5)).clamp(0, 1)
+    kind = torch.arange(len(inputs)) % 3
+    mask = [(kind == k).reshape(-1, *[1] * (inputs.dim() - 1)) for k in range(3)]
+    junk = torch.where(mask[0], noise, torch.where(mask[1], shuffled, around))
+    everything = torch.cat([inputs[:cut], junk[:cut]])
+    answers = torch.cat([labels[:cut], torch.full((cut,), classes)])
+    model = cnn(tuple(inputs.shape[1:]), classes + 1, width=8, generator=generator)
+    fit(
+        model,
+        everything,
+        answers,
+        epochs=max(12, 20_000 // len(everything)),  # some 600 steps, however few records there are
+        batch_size=32,
+        learning_rate=0.05,
+        momentum=0.9,
+        generator=generator,
+    )
+    held = (
+        torch.cat([inputs[cut:], junk[cut:]]),
+        torch.cat([labels[cut:], torch.full((len(inputs) - cut,), classes)]),
+    )
+    return Judge(model=model, accuracy=accuracy(model, *held))
+
+
+# --- the run
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Finished cells, by seed, row and cell; saved after each."""
+
+    path: Path | None
+    fingerprint: str
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def opened(cls, folder: Path | None, fingerprint: str) -> _Progress:
+        path = folder / "progress.json" if folder is not None else None
+        if path is None or not path.exists():
+            return cls(path, fingerprint)
+        try:
+            saved = json.loads(path.read_text())
+            same = saved["fingerprint"] == fingerprint
+            rows = dict(saved["rows"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise DataError(
+                f"{path} is damaged: delete it to start over, or choose another folder"
+            ) from None
+        if not same:
+            raise ConfigError(
+                f"{path.parent} holds an unfinished run with other settings or of another version: choose another "
+                "folder with --out, or start over with --overwrite"
+            )
+        return cls(path, fingerprint, rows)
+
+    def row(self, seed: int, row: str) -> dict[str, Any]:
+        return self.rows.setdefault(f"{seed}/{row}", {"cells": {}})
+
+    def save(self) -> None:
+        if self.path is None:
+            return
+        text = json.dumps({"fingerprint": self.fingerprint, "rows": self.rows})
+        temporary = self.path.with_suffix(".tmp")
+        try:
+            temporary.write_text(text)
+            os.replace(temporary, self.path)
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written: {error.strerror}; choose another --out"
+            ) from error
+
+    def any_cell(self) -> bool:
+        return any(kept["cells"] for kept in self.rows.values())
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """Settings as plain values: dataclasses become dicts, enums their values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def _fingerprint(
+    settings: Settings, rows: Sequence[Row], plans: Sequence[Plan], sources: str
+) -> str:
+    said = {
+        "schema": SCHEMA,
+        "version": tacit.__version__,
+        "sources": sources,
+        "settings": plain(settings),
+        "rows": [(row.name, type(row.protection).__name__, plain(row.protection)) for row in rows],
+        "plans": [(plan.name, plain(plan)) for plan in plans],
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def sources_digest() -> str:
+    """A digest of the package's own code: results of other code are not mixed with this code's."""
+    root = Path(tacit.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compare(
+    settings: Settings,
+    rows: Sequence[Row],
+    plans: Sequence[Plan],
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    quick: bool = False,
+    watch: Watch | None = None,
+    data: DataSet | None = None,
+) -> dict[str, Any]:
+    """Run every plan on every row.
+
+    Args:
+        settings: sizes and seeds.
+        rows: protections, controls among them.
+        plans: attacks at their vantages.
+        out: folder for report.html, report.json and, until all is done, progress.json. None writes nothing.
+        overwrite: replace what the folder holds of another run.
+        quick: only noted in the report.
+        watch: told after each step.
+        data: in place of the data set that ``settings`` names.
+
+    Returns:
+        The report: see `tacit.audit.report`.
+
+    Raises:
+        ConfigError: a setting is out of range, or the folder holds another run.
+        DataError: the data set is missing or damaged.
+        OutputError: the folder cannot be written to.
+        Diverged: a training diverged; names the role, the round and the epoch.
+    """
+    _check_names(rows, plans)
+    data = data or load(settings.dataset)
+    fingerprint = _fingerprint(settings, rows, plans, sources_digest())
+    if out is not None:
+        finished = _prepared(out, fingerprint, overwrite=overwrite)
+        if finished is not None:
+            return finished
+    comparison = _Comparison(
+        settings=settings,
+        rows=rows,
+        plans=plans,
+        data=data,
+        quick=quick,
+        progress=_Progress.opened(out, fingerprint),
+        watch=watch or _nobody,
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        1
+    )  # nets this small are slower on several threads, many times so on a busy machine
+    try:
+        comparison.run()
+    except KeyboardInterrupt:
+        if out is not None and comparison.progress.any_cell():
+            write_report(comparison.report(complete=False), out)
+        raise
+    finally:
+        torch.set_num_threads(threads)
+    result = comparison.report(complete=True)
+    if out is not None:
+        write_report(result, out)
+    comparison.progress.remove()
+    return result
+
+
+def _nobody(what: str, done: int, total: int) -> None:
+    del what, done, total
+
+
+def _check_names(rows: Sequence[Row], plans: Sequence[Plan]) -> None:
+    for kind, names in (
+        ("protection", [r.name for r in rows]),
+        ("attack", [p.name for p in plans]),
+    ):
+        if not names:
+            raise ConfigError(f"at least one {kind} is needed")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"{kind} {twice[0]!r} is asked for twice")
+
+
+def _prepared(out: Path, fingerprint: str, *, overwrite: bool) -> dict[str, Any] | None:
+    """Make the folder ready; the report that it already holds, if it is of this very run and complete."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be written to: {error.strerror}; choose another folder with --out"
+        ) from error
+    if overwrite:
+        for name in ("progress.json", "report.json", "report.html"):
+            (out / name).unlink(missing_ok=True)
+    if not (out / "report.json").exists():
+        return None
+    try:
+        found = read_report(out)
+    except DataError as reason:
+        raise DataError(f"{reason} (or replace it with --overwrite)") from None
+    if found.get("fingerprint") != fingerprint:
+        raise ConfigError(
+            f"{out} holds the report of another run (other settings or another version): choose another folder with "
+            "--out, or replace it with --overwrite"
+        )
+    return found if found["complete"] else None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Comparison:
+    settings: Settings
+    rows: Sequence[Row]
+    plans: Sequence[Plan]
+    data: DataSet
+    quick: bool
+    progress: _Progress
+    watch: Watch
+    started: float = field(default_factory=time.perf_counter)
+    done: int = 0
+
+    @property
+    def seeds(self) -> range:
+        return range(self.settings.seed, self.settings.seed + self.settings.seeds)
+
+    def tell(self, what: str) -> None:
+        self.watch(what, self.done, len(self.seeds) * len(self.rows) * len(self.plans))
+
+    def run(self) -> None:
+        """Fill every cell that is not there yet."""
+        for seed in self.seeds:
+            world: _World | None = None
+            for row in self.rows:
+                kept = self.progress.row(seed, row.name)
+                todo = [plan for plan in self.plans if plan.name not in kept["cells"]]
+                self.done += len(self.plans) - len(todo)
+                if todo:
+                    self.tell(f"seed {seed}: dealing records")
+                    world = world or _deal(self.data, self.settings, seed)
+                    self._fill(kept, row, todo, world)
+        self.tell("done")
+
+    def _fill(self, kept: dict[str, Any], row: Row, todo: Sequence[Plan], world: _World) -> None:
+        trial = self._trained(kept, row, world)
+        for plan in todo:
+            self.tell(f"seed {world.seed}: {row.name}: {plan.name}")
+            kept["cells"][plan.name] = _measured(plan, trial)
+            self.done += 1
+            self.progress.save()
+
+    def _trained(self, kept: dict[str, Any], row: Row, world: _World) -> Trial:
+        def training(step: int, steps: int) -> None:
+            if step % max(1, steps // 20) == 0:
+                self.tell(f"seed {world.seed}: {row.name}: training {100 * step // steps} %")
+
+        start = time.perf_counter()
+        try:
+            run = row.protection.train(
+                world.task,
+                coins=Coins.from_seed(f"compare/{world.seed}/{row.name}".encode()),
+                recording=Recording(level=Level.FULL, waves=WAVES),
+                progress=training,
+            )
+        except TacitError as error:
+            raise type(error)(f"{row.name}: {error}") from error
+        model, count = run.output.value, len(world.nonmembers[0])
+        kept |= {
+            "accuracy": [round(accuracy(model, *world.nonmembers) * count), count],
+            "accuracy_members": accuracy(model, *world.members),
+            "seconds": time.perf_counter() - start,
+            "cost": {role: cost.described() for role, cost in run.cost.by().items()},
+            "rounds": run.cost.rounds,
+            "claims": [claim.described() for claim in run.claims],
+            "settings": plain(dict(run.settings)),
+            "seeded": run.seeded,
+            "opened_to": [str(role) for role in run.output.to],
+        }
+        return Trial(
+            protection=row.protection,
+            run=run,
+            task=world.task,
+            members=world.members,
+            nonmembers=world.nonmembers,
+            population=world.population,
+            train_fn=_train_fn(world.task, self.settings),
+            judge=world.judge,
+            seed=world.seed,
+            shared=world.shared,
+        )
+
+    def report(self, *, complete: bool) -> dict[str, Any]:
+        """What is known so far, as `tacit.audit.report` reads it."""
+        kept = {
+            row.name: [self.progress.rows.get(f"{s}/{row.name}", {"cells": {}}) for s in self.seeds]
+            for row in self.rows
+        }
+        cells = {r.name: {p.name: _cell(kept[r.name], p) for p in self.plans} for r in self.rows}
+        judge_cells(self.rows, cells)
+        return {
+            **header(
+                "compare",
+                {**plain(self.settings), "quick": self.quick},
+                time.perf_counter() - self.started,
+                seeded=any(k.get("seeded", False) for found in kept.values() for k in found),
+            ),
+            "schema": SCHEMA,
+            "fingerprint": self.progress.fingerprint,
+            "complete": complete,
+            "dataset": self.data.name,
+            "data": {"citation": self.data.citation, "classes": self.data.classes},
+            "attacks": [
+                {
+                    "name": plan.name,
+                    "title": plan.title,
+                    "metric": plan.metric,
+                    "explains": plan.explains,
+                    "chance_means": plan.chance_means,
+                }
+                for plan in self.plans
+            ],
+            "protections": [_entry(row, kept[row.name], cells[row.name]) for row in self.rows],
+        }
+
+
+def _measured(plan: Plan, trial: Trial) -> dict[str, Any]:
+    """The cell's measurement, or the error in its place: one failing attack does not cost the others their results."""
+    start = time.perf_counter()
+    try:
+        outcome: dict[str, Any] = {"measurement": plan.measure(trial).as_json()}
+    except Exception as error:
+        outcome = {"error": f"{type(error).__name__}: {error}"}
+    return outcome | {"seconds": time.perf_counter() - start}
+
+
+# --- the report
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    return {
+        "platform": platform.platform(terse=True),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def commit() -> str | None:
+    """The commit of the checkout that the package runs from; None for an installed package."""
+    root = Path(tacit.__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(  # noqa: S603
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def header(
+    command: str, settings: Mapping[str, object], seconds: float, *, seeded: bool
+) -> dict[str, Any]:
+    """What every machine-readable output begins with."""
+    return {
+        "command": command,
+        "version": tacit.__version__,
+        "commit": commit(),
+        "machine": machine(),
+        "settings": dict(settings),
+        "seconds": round(seconds, 3),
+        "seeded": seeded,
+    }
+
+
+def _cell(kept: Iterable[Mapping[str, Any]], plan: Plan) -> dict[str, Any]:
+    found = [k["cells"][plan.name] for k in kept if plan.name in k["cells"]]
+    if not found:
+        return {
+            "metric": plan.metric,
+            "value": None,
+            "verdict": None,
+            "why": "not run yet",
+            "error": None,
+        }
+    errors = [cell["error"] for cell in found if "error" in cell]
+    if errors:
+        return {
+            "metric": plan.metric,
+            "value": None,
+            "verdict": None,
+            "why": "",
+            "error": errors[0],
+        }
+    joined = pooled([Measurement.from_json(cell["measurement"]) for cell in found])
+    return {
+        "metric": plan.metric,
+        "value": joined.value,
+        "chance": joined.chance,
+        "interval": list(joined.interval),
+        "n": joined.n,
+        "verdict": None if joined.access else "no-access",
+        "knowledge": joined.knowledge,
+        "why": joined.why,
+        "seconds": round(sum(cell["seconds"] for cell in found), 3),
+        "error": None,
+        "details": joined.details,
+        "figures": joined.figures,
+    }
+
+
+def judge_cells(rows: Sequence[Row], cells: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
+    """Fill in every cell's verdict by the one rule; "no-access" stands already where it is due."""
+    for plan in next(iter(cells.values()), {}):
+        column = {row.name: cells[row.name][plan] for row in rows}
+
+        def leaks(cell: dict[str, Any]) -> bool:
+            return cell["value"] is not None and cell["interval"][0] > cell["chance"]
+
+        for row in rows:
+            cell = column[row.name]
+            if cell["verdict"] is not None or cell["error"] is not None or "interval" not in cell:
+                continue
+            if cell["value"] is None:
+                cell["verdict"] = "inconclusive"
+                continue
+            elsewhere = any(leaks(column[r.name]) for r in rows if r.unprotected and r is not row)
+            cell["verdict"] = statistics.verdict(
+                cell["value"],
+                (cell["interval"][0], cell["interval"][1]),
+                cell["chance"],
+                baseline_leaks=elsewhere,
+                is_baseline=False,
+            )
+            if cell["verdict"] == "inconclusive" and not elsewhere:
+                cell["why"] += (
+                    "; the attack leaks on no unprotected row either, so its silence shows nothing"
+                )
+
+
+def _entry(row: Row, kept: Sequence[Mapping[str, Any]], cells: Mapping[str, Any]) -> dict[str, Any]:
+    trained = [k for k in kept if "accuracy" in k]
+    entry: dict[str, Any] = {
+        "name": row.name,
+        "title": row.title,
+        "paper": row.paper,
+        "control": row.control,
+        "unprotected": row.unprotected,
+        "accuracy": None,
+        "accuracy_interval": None,
+        "cost": None,
+        "claims": [],
+        "settings": {},
+        "opened": None,
+        "cells": dict(cells),
+    }
+    if not trained:
+        return entry
+    hits, n = (sum(k["accuracy"][part] for k in trained) for part in (0, 1))
+    roles = trained[0]["cost"]
+    entry |= {
+        "accuracy": hits / n,
+        "accuracy_interval": list(statistics.clopper_pearson(hits, n)),
+        "accuracy_members": sum(k["accuracy_members"] for k in trained) / len(trained),
+        "cost": {
+            "seconds": round(sum(k["seconds"] for k in trained) / len(trained), 3),
+            "bytes": sum(int(cost["bytes_sent"]) for cost in roles.values()),
+            "messages": sum(int(cost["messages"]) for cost in roles.values()),
+            "rounds": trained[0]["rounds"],
+            "per_role": roles,
+        },
+        "claims": trained[0]["claims"],
+        "settings": trained[0]["settings"],
+        "opened_to": trained[0]["opened_to"],
+    }
+    return entry

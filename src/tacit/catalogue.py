@@ -1,0 +1,302 @@
+"""The one list of what exists: the fifteen systems of the survey, and the rows and columns of the matrix.
+
+Survey: Shan Chang, Chao Li, "Privacy in Neural Network Learning: Threats and Countermeasures", IEEE Network
+(2018). Where its tables slip, ``note`` says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tacit.attacks.curious import GradientLeakage
+from tacit.attacks.membership import LabelGap, LossThreshold, ShadowModels
+from tacit.audit.cells import ExposureAt, LeakageAt, MembershipFrom, Plan
+from tacit.audit.compare import Row, Settings
+from tacit.training.local_dp import LocalDP
+from tacit.training.plain import Centralised, FederatedAveraging, FederatedSGD
+
+Status = Literal["planned", "part", "done"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paper:
+    """A system of the survey.
+
+    Args:
+        number: as the survey cites it.
+        name: a short name.
+        citation: authors, title, venue, year.
+        protects: what it protects, or attacks.
+        against: who the adversary is and where it stands.
+        technique: how.
+        training: the survey's training methodology.
+        module: where its code is or will be, relative to ``tacit``.
+        status: planned, part (some of it works) or done.
+        note: where the survey's tables slip, or what works so far.
+    """
+
+    number: int
+    name: str
+    citation: str
+    protects: str
+    against: str
+    technique: str
+    training: str
+    module: str
+    status: Status = "planned"
+    note: str = ""
+
+
+PAPERS: tuple[Paper, ...] = (
+    Paper(
+        number=1,
+        name="model inversion",
+        citation="Fredrikson, Jha, Ristenpart, Model inversion attacks that exploit confidence information and basic "
+        "countermeasures, CCS 2015",
+        protects="attacks the faces that a recognition model was trained on",
+        against="who queries or holds the model (black-box, white-box)",
+        technique="descend from confidence to input",
+        training="—",
+        module="attacks/model_inversion.py",
+    ),
+    Paper(
+        number=2,
+        name="GAN insider",
+        citation="Hitaj, Ateniese, Perez-Cruz, Deep models under the GAN: information leakage from collaborative deep "
+        "learning, CCS 2017",
+        protects="attacks other participants' classes",
+        against="an active participant of collaborative training",
+        technique="train a generator against the shared model and poison it with a fresh class",
+        training="collaborative",
+        module="attacks/gan_insider.py",
+    ),
+    Paper(
+        number=3,
+        name="selective SGD",
+        citation="Shokri, Shmatikov, Privacy-preserving deep learning, CCS 2015",
+        protects="training data",
+        against="semi-honest server and participants",
+        technique="share a selected part of the gradients only",
+        training="collaborative",
+        module="training/selective_sgd.py",
+    ),
+    Paper(
+        number=4,
+        name="differentially private SGD",
+        citation="Abadi et al., Deep learning with differential privacy, CCS 2016",
+        protects="private information in the trained model",
+        against="who queries or holds the model (black-box, white-box)",
+        technique="clip each record's gradient, add noise, account",
+        training="any",
+        module="training/dp_sgd.py",
+        note="The survey lists it as collaborative; it is a way to run SGD anywhere.",
+    ),
+    Paper(
+        number=5,
+        name="SecureML",
+        citation="Mohassel, Zhang, SecureML: a system for scalable privacy-preserving machine learning, S&P 2017",
+        protects="training data",
+        against="either of two servers that do not collude (semi-honest)",
+        technique="secret sharing, Beaver triples, garbled circuits",
+        training="centralised, two servers",
+        module="training/two_server.py",
+    ),
+    Paper(
+        number=6,
+        name="secure aggregation",
+        citation="Bonawitz et al., Practical secure aggregation for privacy-preserving machine learning, CCS 2017",
+        protects="each participant's update",
+        against="semi-honest or active server, with participants below a threshold",
+        technique="double masking with threshold recovery",
+        training="collaborative",
+        module="training/secure_aggregation.py",
+        note="The survey lists it as centralised; its members are users with local data.",
+    ),
+    Paper(
+        number=7,
+        name="interactive prediction",
+        citation="Barni, Orlandi, Piva, A privacy-preserving protocol for neural-network-based computation, MM&Sec 2006",
+        protects="prediction requests and the model",
+        against="the other party (semi-honest)",
+        technique="Paillier scalar products, layer by layer",
+        training="—",
+        module="prediction/interactive.py",
+    ),
+    Paper(
+        number=8,
+        name="multi-key deep learning",
+        citation="Li et al., Multi-key privacy-preserving deep learning in cloud computing, FGCS 2017",
+        protects="training data",
+        against="the cloud and, in scheme 2, an authority that does not collude with it (semi-honest)",
+        technique="multi-key homomorphic encryption; double decryption",
+        training="collaborative",
+        module="training/multikey.py",
+    ),
+    Paper(
+        number=9,
+        name="oblivious enclave",
+        citation="Ohrimenko et al., Oblivious multi-party machine learning on trusted processors, USENIX Security 2016",
+        protects="training data",
+        against="the host of a trusted processor, its memory, disk and network traces",
+        technique="attested enclave, data-oblivious training",
+        training="centralised",
+        module="training/enclave.py",
+    ),
+    Paper(
+        number=10,
+        name="arbitrarily partitioned data",
+        citation="Yuan, Yu, Privacy preserving back-propagation neural network learning made practical with cloud "
+        "computing, TPDS 2014",
+        protects="arbitrarily partitioned training data",
+        against="the cloud and the other parties (semi-honest)",
+        technique="doubly homomorphic encryption (BGN), shares of every intermediate",
+        training="collaborative",
+        module="training/partitioned.py",
+    ),
+    Paper(
+        number=11,
+        name="encrypted SGD",
+        citation="Phong et al., Privacy-preserving deep learning via additively homomorphic encryption, IEEE TIFS 2018",
+        protects="gradients",
+        against="the server (semi-honest), not a participant who colludes with it",
+        technique="additively homomorphic encryption under a key that participants share",
+        training="collaborative",
+        module="training/encrypted_sgd.py",
+        note="The survey calls it an improvement of [5]; it improves [3].",
+    ),
+    Paper(
+        number=12,
+        name="threshold SGD",
+        citation="Zhang et al., Private, yet practical, multiparty deep learning, ICDCS 2017",
+        protects="gradients",
+        against="the server and fewer than p participants (semi-honest)",
+        technique="local noise, homomorphic encryption, threshold decryption of the sum",
+        training="collaborative",
+        module="training/threshold_sgd.py",
+    ),
+    Paper(
+        number=13,
+        name="MiniONN",
+        citation="Liu et al., Oblivious neural network predictions via MiniONN transformations, CCS 2017",
+        protects="prediction requests and the model",
+        against="the other party (semi-honest)",
+        technique="shares of every layer, offline dot-product triplets, garbled circuits",
+        training="—",
+        module="prediction/oblivious.py",
+    ),
+    Paper(
+        number=14,
+        name="membership inference",
+        citation="Shokri, Stronati, Song, Shmatikov, Membership inference attacks against machine learning models, "
+        "S&P 2017",
+        protects="attacks who is in the training data",
+        against="who queries the model (black-box)",
+        technique="shadow models teach an attack model what members look like",
+        training="—",
+        module="attacks/membership.py",
+        status="part",
+        note="Works: loss threshold, label gap, shadow models with disjoint real data. Planned: the paper's other shadow "
+        "data, its mitigations, stronger successors.",
+    ),
+    Paper(
+        number=15,
+        name="model extraction",
+        citation="Tramer, Zhang, Juels, Reiter, Ristenpart, Stealing machine learning models via prediction APIs, USENIX "
+        "Security 2016",
+        protects="attacks the model's parameters",
+        against="who queries the model (black-box)",
+        technique="solve equations in the confidences; adaptive retraining",
+        training="—",
+        module="attacks/extraction.py",
+    ),
+)
+
+
+# --- the matrix
+
+
+def rows(*, quick: bool = False) -> tuple[Row, ...]:
+    """The protections that `tacit compare` knows, in the order of the matrix.
+
+    Args:
+        quick: train for fewer rounds.
+    """
+    less = 3 if quick else 1
+    sgd = FederatedSGD(rounds=600 // less)
+    average = FederatedAveraging(rounds=120 // less)
+    local = LocalDP(rounds=600 // less)
+    return (
+        Row(
+            name="centralised",
+            title="All records at the server",
+            protection=Centralised(epochs=60 // less),
+            unprotected=True,
+        ),
+        Row(name="federated-sgd", title="Federated SGD", protection=sgd, unprotected=True),
+        Row(
+            name="federated-averaging",
+            title="Federated averaging",
+            protection=average,
+            unprotected=True,
+        ),
+        Row(
+            name="local-dp-low",
+            title="Local DP, little noise",
+            protection=replace(local, noise_multiplier=0.02),
+        ),
+        Row(
+            name="local-dp-high",
+            title="Local DP, more noise",
+            protection=replace(local, noise_multiplier=0.2),
+        ),
+    )
+
+
+def controls(*, quick: bool = False) -> tuple[Row, ...]:
+    """Protections broken on purpose: where they stand, the attacks must win.
+
+    Args:
+        quick: train for fewer rounds.
+    """
+    local = next(r.protection for r in rows(quick=quick) if isinstance(r.protection, LocalDP))
+    return (
+        Row(
+            name="local-dp-sabotaged",
+            title="Local DP with its noise left out",
+            protection=local.sabotaged(),
+            control=True,
+        ),
+    )
+
+
+def plans(*, quick: bool = False) -> tuple[Plan, ...]:
+    """The attacks that `tacit compare` knows, each at its vantage, in the order of the matrix.
+
+    Args:
+        quick: fewer steps and shadow models.
+    """
+    leakage = GradientLeakage(iterations=300 if quick else 600)
+    shadows = ShadowModels(shadows=3 if quick else 8)
+    return (
+        ExposureAt("server"),
+        ExposureAt("participant"),
+        LeakageAt("server", leakage),
+        LeakageAt("participant", leakage),
+        MembershipFrom(LossThreshold(), "Membership by loss, from scores", "scores"),
+        MembershipFrom(shadows, "Membership by shadow models, from scores", "scores"),
+        MembershipFrom(LabelGap(), "Membership from labels only", "labels"),
+    )
+
+
+def settings(dataset: str, *, quick: bool = False) -> Settings:
+    """Sizes of a comparison on a data set.
+
+    Args:
+        dataset: its name.
+        quick: one seed and fewer records.
+    """
+    full = Settings(dataset=dataset)
+    if dataset != "digits":
+        full = replace(full, population=2000, hidden=64)
+    return replace(full, seeds=1, records=20, population=400) if quick else full

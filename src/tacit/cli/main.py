@@ -1,0 +1,343 @@
+"""The command line: parse, call, render.
+
+Results go to standard output, all else to standard error. With ``--json`` standard output is exactly one JSON object. Exit
+codes: 0 done, 2 bad input, 130 interrupted (finished work is kept and a rerun goes on).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import tacit
+from tacit.core.errors import ConfigError, TacitError, UnknownName
+
+app = typer.Typer(
+    help="Measure what a neural network leaks; train, share and serve networks without leaking.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Data sets: what is known and what is at hand.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="The same code with fewer seeds and smaller sizes.")
+]
+
+T = TypeVar("T")
+
+_INTERRUPTED = 130
+
+
+def _chosen(kind: str, wanted: str | None, known: Iterable[T]) -> list[T]:
+    by_name = {str(getattr(item, "name")): item for item in known}  # noqa: B009 - rows and plans both have a name
+    if wanted is None:
+        return list(by_name.values())
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    for name in names:
+        if name not in by_name:
+            raise UnknownName(kind, name, by_name)
+    return [by_name[name] for name in names]
+
+
+def _changed(rows: list[Any], changes: list[str]) -> list[Any]:
+    """Rows with the settings of ``--set protection.setting=value``."""
+    by_name = {row.name: row for row in rows}
+    for change in changes:
+        target, _, value = change.partition("=")
+        name, _, setting = target.partition(".")
+        if not setting or not value:
+            raise ConfigError(
+                f"--set takes PROTECTION.SETTING=VALUE, for instance local-dp-low.clip=2; got {change!r}"
+            )
+        if name not in by_name:
+            raise UnknownName("protection in this run", name, by_name)
+        row = by_name[name]
+        known = {f.name: getattr(row.protection, f.name) for f in fields(row.protection)}
+        if setting not in known:
+            raise UnknownName(f"setting of {name}", setting, known)
+        protection = replace(row.protection, **{setting: _converted(change, value, known[setting])})
+        by_name[name] = replace(row, protection=protection)
+    return list(by_name.values())
+
+
+def _converted(change: str, value: str, like: Any) -> object:
+    try:
+        return type(like)(value)
+    except ValueError:
+        kinds = (
+            ", ".join(e.value for e in type(like))
+            if isinstance(like, Enum)
+            else type(like).__name__
+        )
+        raise ConfigError(f"--set {change}: {kinds} expected, got {value!r}") from None
+
+
+@app.command()
+def compare(
+    dataset: Annotated[
+        str, typer.Option(help="digits (bundled), mnist or cifar10; see `tacit data list`.")
+    ] = "digits",
+    protections: Annotated[
+        str | None, typer.Option(help="Rows, comma-separated; all by default.")
+    ] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option(help="Columns, as attack@vantage, comma-separated; all by default."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Change a setting: PROTECTION.SETTING=VALUE. May be given more than once."
+        ),
+    ] = None,
+    controls: Annotated[
+        bool, typer.Option(help="Add protections that were broken on purpose.")
+    ] = True,
+    seeds: Annotated[
+        int | None, typer.Option(help="Independent repetitions, pooled (3; 1 with --quick).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    owners: Annotated[
+        int | None, typer.Option(help="Owners among whom the training records are split.")
+    ] = None,
+    records: Annotated[int | None, typer.Option(help="Training records of each owner.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report (tacit-report/DATASET).")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace a report of another run in that folder.")
+    ] = False,
+    quick: Quick = False,
+    as_json: Json = False,
+) -> None:
+    """Run every attack against every protection and report leak, accuracy and cost.
+
+    The matrix is printed and written as report.html and report.json. Ctrl-C keeps the finished cells; the same command goes
+    on from there.
+    """
+    from tacit import catalogue
+    from tacit.audit.compare import compare as run_compare
+    from tacit.audit.report import matrix_table
+
+    rows = _chosen(
+        "protection", protections, (*catalogue.rows(quick=quick), *catalogue.controls(quick=quick))
+    )
+    if not controls:
+        rows = [row for row in rows if not row.control]
+    rows = _changed(rows, setting or [])
+    plans = _chosen("attack", attacks, catalogue.plans(quick=quick))
+    settings = catalogue.settings(dataset, quick=quick)
+    settings = replace(
+        settings,
+        seed=seed,
+        seeds=settings.seeds if seeds is None else seeds,
+        owners=settings.owners if owners is None else owners,
+        records=settings.records if records is None else records,
+    )
+    folder = out or Path("tacit-report") / (dataset + ("-quick" if quick else ""))
+    with _progress_bar() as bar:
+        task = bar.add_task("starting", total=None)
+
+        def watch(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        result = run_compare(
+            settings, rows, plans, out=folder, overwrite=overwrite, quick=quick, watch=watch
+        )
+    if as_json:
+        _print_json(result)
+        return
+    Console().print(matrix_table(result))
+    _say(f"report: {folder / 'report.html'} and {folder / 'report.json'}")
+
+
+@app.command()
+def papers(
+    number: Annotated[int | None, typer.Argument(help="Show one system in full.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The fifteen systems of the survey: what each protects, from whom, and what works here."""
+    from tacit.catalogue import PAPERS
+
+    known = {str(paper.number): paper for paper in PAPERS}
+    if number is not None and str(number) not in known:
+        raise UnknownName("paper", str(number), known)
+    chosen = PAPERS if number is None else (known[str(number)],)
+    if as_json:
+        entries = [{f.name: getattr(paper, f.name) for f in fields(paper)} for paper in chosen]
+        _print_json({"command": "papers", "version": tacit.__version__, "papers": entries})
+        return
+    if number is not None:
+        table = Table(show_header=False, box=None)
+        for f in fields(chosen[0]):
+            table.add_row(f"[bold]{f.name}[/bold]", str(getattr(chosen[0], f.name)) or "—")
+    else:
+        table = Table("", "system", "protects", "against", "here")
+        for paper in chosen:
+            table.add_row(
+                f"[{paper.number}]", paper.name, paper.protects, paper.against, paper.status
+            )
+    Console().print(table)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="What to rerun: leakage.")],
+    quick: Quick = False,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Rerun a headline result on its data and print the paper's figure beside ours."""
+    from tacit.audit.compare import header
+    from tacit.audit.reproduce import reproduce as run_reproduce
+
+    start = time.perf_counter()
+    result = run_reproduce(name, quick=quick, seed=seed, progress=_say)
+    said = header(
+        "reproduce", {"quick": quick, "seed": seed}, time.perf_counter() - start, seeded=False
+    )
+    figures: Any = result["figures"]
+    if as_json:
+        _print_json({**said, **result})
+        return
+    table = Table("figure", "paper", "here", "95 % interval", "n", title=f"reproduce {name}")
+    for figure in figures:
+        paper = (
+            "—"
+            if figure["paper"] is None
+            else f"{figure['paper']:g}{' (recalled)' if figure['recalled'] else ''}"
+        )
+        interval = (
+            "—"
+            if figure.get("interval") is None
+            else " to ".join(f"{end:.4g}" for end in figure["interval"])
+        )
+        table.add_row(
+            figure["name"], paper, f"{figure['here']:.4g}", interval, str(figure.get("n", ""))
+        )
+    Console().print(table)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="What to measure: transport.")],
+    quick: Quick = False,
+    as_json: Json = False,
+) -> None:
+    """Measure speed and bytes on this machine, beside peers where there are any."""
+    from tacit.audit.bench import bench as run_bench
+    from tacit.audit.compare import header
+
+    start = time.perf_counter()
+    result = run_bench(name, quick=quick, note=_say)
+    result = {
+        **header("bench", {"quick": quick}, time.perf_counter() - start, seeded=False),
+        **result,
+    }
+    if as_json:
+        _print_json(result)
+        return
+    table = Table("case", "metric", "tacit", "peer", "ratio", title=f"bench {name}")
+    for row in result["rows"]:
+        table.add_row(
+            row["case"],
+            row["metric"],
+            f"{row['tacit']:.4g}",
+            row["peer"] or "—",
+            f"{row['ratio'] or '—'}",
+        )
+    Console().print(table)
+
+
+@data_app.command("list")
+def data_list(as_json: Json = False) -> None:
+    """The data sets that tacit knows, and whether they are at hand."""
+    from tacit.nn.data import available
+
+    listings = available()
+    if as_json:
+        entries = [
+            {f.name: getattr(listing, f.name) for f in fields(listing)} for listing in listings
+        ]
+        _print_json({"command": "data list", "version": tacit.__version__, "datasets": entries})
+        return
+    table = Table("name", "rows (train + test)", "shape", "classes", "at hand", "where")
+    for item in listings:
+        table.add_row(
+            item.name,
+            f"{item.rows_train} + {item.rows_test}",
+            " x ".join(map(str, item.input_shape)),
+            str(item.classes),
+            "yes" if item.present else "no",
+            item.where if item.present else item.why_not,
+        )
+    Console().print(table)
+
+
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print_json(result: object) -> None:
+    print(json.dumps(result, allow_nan=False))
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"tacit {tacit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Measure what a neural network leaks; train, share and serve networks without leaking."""
+    del version, debug
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Entry point: run the command and turn errors into exit codes."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(args=given, prog_name="tacit", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except TacitError as error:
+        if "--debug" in given:
+            raise
+        _say(f"tacit: {type(error).__name__}: {error}")
+        sys.exit(2)
+    if code == _INTERRUPTED:
+        _say(
+            "tacit: interrupted; what is finished is kept, and the same command goes on from there"
+        )
+    if isinstance(code, int) and code:
+        sys.exit(code)

@@ -1,0 +1,1 @@
+"""What everything rests on: errors, coins, wire, cost, claims."""

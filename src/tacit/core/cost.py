@@ -1,0 +1,123 @@
+"""What a run costs, per role, phase and layer: messages, bytes, rounds, seconds.
+
+A round is a link in the longest causal chain of messages: a request and its reply are two, whatever the number of members
+asked at once; an exchange of two parties, both directions at once, is one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """A cost; costs add up.
+
+    Args:
+        messages: messages sent.
+        bytes_sent: encoded bytes sent.
+        bytes_received: encoded bytes received.
+        seconds: seconds of computing, waiting left out.
+    """
+
+    messages: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            messages=self.messages + other.messages,
+            bytes_sent=self.bytes_sent + other.bytes_sent,
+            bytes_received=self.bytes_received + other.bytes_received,
+            seconds=self.seconds + other.seconds,
+        )
+
+    def described(self) -> dict[str, float]:
+        """The cost as plain values for a report."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class CostMeter:
+    """Adds up costs under (role, phase, layer) while a protocol runs.
+
+    `phase` and `layer` name what is going on; they are empty where a protocol does not say.
+    """
+
+    rounds: int = 0
+    phase: str = ""
+    layer: str = ""
+    _entries: dict[tuple[object, str, str], list[float]] = field(default_factory=dict)
+
+    def book(
+        self,
+        role: object,
+        *,
+        messages: int = 0,
+        sent: int = 0,
+        received: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        """Book messages, bytes and seconds on a role, in the current phase and layer."""
+        entry = self._entries.get((role, self.phase, self.layer))
+        if entry is None:
+            entry = self._entries[(role, self.phase, self.layer)] = [0, 0, 0, 0.0]
+        entry[0] += messages
+        entry[1] += sent
+        entry[2] += received
+        entry[3] += seconds
+
+    def chain(self, depth: int) -> None:
+        """A message that is the ``depth``-th of its causal chain was sent."""
+        self.rounds = max(self.rounds, depth)
+
+    @contextmanager
+    def during(self, phase: str | None = None, layer: str | None = None) -> Iterator[None]:
+        """Book what happens inside under that phase and layer."""
+        before = self.phase, self.layer
+        self.phase, self.layer = phase or before[0], layer or before[1]
+        try:
+            yield
+        finally:
+            self.phase, self.layer = before
+
+    @contextmanager
+    def timed(self, role: object) -> Iterator[None]:
+        """Book the seconds spent inside on a role."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.book(role, seconds=time.perf_counter() - start)
+
+    def entries(self) -> dict[tuple[str, str, str], Cost]:
+        """All that was booked, by (role, phase, layer)."""
+        return {
+            (str(role), phase, layer): Cost(
+                messages=int(m), bytes_sent=int(s), bytes_received=int(r), seconds=t
+            )
+            for (role, phase, layer), (m, s, r, t) in self._entries.items()
+        }
+
+    def total(
+        self, *, role: object | None = None, phase: str | None = None, layer: str | None = None
+    ) -> Cost:
+        """The sum over all entries that match what is given."""
+        wanted = (None if role is None else str(role), phase, layer)
+        matching = (
+            cost
+            for key, cost in self.entries().items()
+            if all(want is None or want == have for want, have in zip(wanted, key, strict=True))
+        )
+        return sum(matching, start=Cost())
+
+    def by(self, part: int = 0) -> dict[str, Cost]:
+        """Sums by role (0), phase (1) or layer (2)."""
+        out: dict[str, Cost] = {}
+        for key, cost in self.entries().items():
+            out[key[part]] = out.get(key[part], Cost()) + cost
+        return out

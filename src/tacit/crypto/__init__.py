@@ -1,0 +1,1 @@
+"""Cryptographic cores: pure functions, no input or output."""

@@ -1,0 +1,1 @@
+"""Models, data and the local work of a participant."""

@@ -1,0 +1,324 @@
+"""The federated round: the coordinator hands out the model, members send updates, their mean moves the model.
+
+Shared by every scheme in which a server sees (perhaps protected) updates of single members; how an update is protected is
+the `LocalWork` that the member is built around.
+
+What each role sees: the server every update, as it was sent; a member the model of every round, and so, from two of them,
+the mean update of that round, from which it can take its own away.
+
+**Cost**: a round is two messages in a chain and 2 * members * (4 * parameters + about 100) bytes.
+Source: McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-efficient learning of deep networks from
+decentralized data" (AISTATS 2017), algorithm 1.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from tacit.core.errors import ConfigError, Diverged, ProtocolError
+from tacit.core.wire import Array, Message, decode, encode
+from tacit.nn.local_work import HonestTraining, LocalWork, Share, load_parameters, parameters_of
+from tacit.parties.links.local import LocalHub
+from tacit.parties.roles import SERVER, Role, owners
+from tacit.parties.runs import Opened
+from tacit.parties.star import Hub, Seconds, ask
+from tacit.parties.views import COUNTS, Arrays, Observation, Recording, Update, View
+
+FloatArray = npt.NDArray[np.float32]
+
+Progress = Callable[[int, int], None]
+"""Told how much is done, and of how much."""
+
+
+def silent(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is to be learned, by whom.
+
+    Args:
+        name: of the data set.
+        start: the model before training.
+        shards: each owner's records and labels.
+        input_shape: of one record.
+        classes: number of classes.
+        seed: of the order in which owners go through their records.
+    """
+
+    name: str
+    start: nn.Module = field(repr=False)
+    shards: tuple[tuple[Tensor, Tensor], ...] = field(repr=False)
+    input_shape: tuple[int, ...]
+    classes: int
+    seed: int = 0
+
+
+class FederatedMember:
+    """A member that answers each round once, with the update of its work.
+
+    Args:
+        work: what it does with its data.
+        like: the model's shapes.
+    """
+
+    def __init__(self, work: LocalWork, like: Sequence[Array]) -> None:
+        self._work = work
+        self._like = like
+        self._done = 0  # rounds answered
+
+    def handle(self, request: Message) -> Message:
+        """The update of a round, or an acknowledgement of the finished model.
+
+        Raises:
+            ProtocolError: the round was answered before, or the message is of another kind.
+        """
+        model = request.arrays("model", like=self._like)
+        if request.tag == "finished":
+            return Message("thanks")
+        if request.tag != "round":
+            raise ProtocolError(f"expected 'round' or 'finished', came {request.tag!r}")
+        round = request.integer("round", low=0, high=1 << 31)
+        if round < self._done:
+            raise ProtocolError(
+                f"round {round} was answered before; an update is sent once a round"
+            )
+        update = self._work.update(model, round)
+        self._done = round + 1
+        return Message("update", update=update.arrays, examples=update.examples)
+
+    def export(self) -> bytes:
+        """The number of rounds answered; the work draws everything else from its seed and the round."""
+        return encode(Message("state", done=self._done))
+
+    def restore(self, state: bytes) -> None:
+        """Continue from an exported state.
+
+        Raises:
+            WireError: these bytes are not one.
+        """
+        self._done = decode(state).integer("done", low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """How federated training runs.
+
+    Args:
+        rounds: number of rounds.
+        rate: the model moves by ``rate`` times the mean update: minus the learning rate for gradients, 1 for changes.
+        at_least: members that must reply; None for all.
+        deadline: seconds that a round may take.
+    """
+
+    rounds: int
+    rate: float
+    at_least: int | None = None
+    deadline: Seconds = 600.0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.rate == 0:
+            raise ConfigError(
+                f"rounds >= 1 and a rate other than 0 expected, got {self.rounds} and {self.rate}"
+            )
+
+
+def train_federated(
+    hub: Hub, start: nn.Module, settings: Rounds, *, progress: Progress = silent
+) -> list[Array]:
+    """The coordinator's part: run all rounds and hand out the finished model.
+
+    Args:
+        hub: the star of `FederatedMember` s.
+        start: the model before the first round.
+        settings: how it runs.
+        progress: told after each round.
+
+    Returns:
+        The model's parameters, float32.
+
+    Raises:
+        TooFewParties: a round got fewer replies than needed.
+        Diverged: an update is not finite.
+
+    **Leaks**: to the server, each member's update of each round; to each member, the model of each round.
+    """
+    model = parameters_of(start)
+    members = hub.members()
+    for round in range(settings.rounds):
+        request = Message("round", model=model, round=round, members=len(members))
+        replies = ask(
+            hub,
+            dict.fromkeys(members, request),
+            at_least=settings.at_least,
+            deadline=settings.deadline,
+        )
+        with hub.cost.timed(SERVER):
+            move = mean_update(replies, model, round)
+            model = [
+                _float(m) + np.float32(settings.rate) * u for m, u in zip(model, move, strict=True)
+            ]
+        progress(round + 1, settings.rounds)
+    finished = Message("finished", model=model)
+    ask(
+        hub,
+        dict.fromkeys(members, finished),
+        at_least=settings.at_least,
+        deadline=settings.deadline,
+    )
+    return model
+
+
+def mean_update(
+    replies: dict[Role, Message], model: Sequence[Array], round: int
+) -> list[FloatArray]:
+    """The mean of the updates, weighted by examples.
+
+    Raises:
+        Diverged: an update is not finite; names its sender and the round.
+    """
+    total = sum(reply.integer("examples", low=1, high=1 << 40) for reply in replies.values())
+    mean = [np.zeros(m.shape, np.float32) for m in model]
+    for role, reply in replies.items():
+        arrays = reply.arrays("update", like=model)
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise Diverged(
+                f"round {round}: the update of {role} is not finite; lower the learning rate"
+            )
+        weight = np.float32(reply.integer("examples") / total)
+        mean = [m + weight * _float(array) for m, array in zip(mean, arrays, strict=True)]
+    return mean
+
+
+def _float(array: Array) -> FloatArray:
+    return np.asarray(array, np.float32)
+
+
+def honest_work(
+    task: Task, share: Share, *, batch_size: int, local_steps: int = 1, learning_rate: float = 0.0
+) -> dict[Role, HonestTraining]:
+    """Honest training on its own shard for every owner of a task."""
+    return {
+        role: HonestTraining(
+            module=copy.deepcopy(task.start),
+            inputs=inputs,
+            labels=labels,
+            share=share,
+            batch_size=batch_size,
+            local_steps=local_steps,
+            learning_rate=learning_rate,
+            seed=task.seed + role.index,
+        )
+        for role, (inputs, labels) in zip(owners(len(task.shards)), task.shards, strict=True)
+    }
+
+
+def run_federated(
+    task: Task,
+    work: Mapping[Role, LocalWork],
+    rounds: Rounds,
+    *,
+    recording: Recording = COUNTS,
+    progress: Progress = silent,
+) -> tuple[Opened[nn.Module], LocalHub]:
+    """Run federated training in this process, members built around the given work.
+
+    Returns:
+        The trained model, which every role holds, and the hub with its cost and views.
+
+    Raises:
+        Diverged: names the owner, the round and its epoch.
+    """
+    like = parameters_of(task.start)
+    hub = LocalHub(
+        {role: FederatedMember(w, like) for role, w in work.items()}, recording=recording
+    )
+    model = copy.deepcopy(task.start)
+    load_parameters(model, train_federated(hub, task.start, rounds, progress=progress))
+    return Opened(model, (SERVER, *work)), hub
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """How to read the frames of federated rounds.
+
+    Args:
+        rate: as in `Rounds`.
+        scale: an update is ``scale`` times a gradient.
+        steps: local steps behind an update.
+        batch_size: records a step.
+        noisy: updates carry noise.
+    """
+
+    rate: float
+    scale: float
+    steps: int
+    batch_size: int
+    noisy: bool = False
+
+    def update(
+        self, sender: Role | None, round: int, arrays: Arrays, model: Arrays, senders: int = 1
+    ) -> Update:
+        """An update with these settings filled in."""
+        return Update(
+            sender=sender, round=round, arrays=arrays, model=model, scale=self.scale, steps=self.steps,
+            batch_size=self.batch_size, senders=senders, noisy=self.noisy,
+        )  # fmt: skip
+
+
+def observe_federated(view: View, role: Role, seen: Seen) -> Observation:
+    """What an adversary at ``role`` makes of its view of federated rounds.
+
+    At the server: every member's update beside the model that it was made from. At a member: the models of all rounds, and
+    the mean update of the others in each round (its own taken away; all members are taken to weigh the same).
+    """
+    if role == SERVER:
+        return _at_server(view, seen)
+    models: dict[int, Arrays] = {}
+    waves: dict[int, int] = {}
+    members = 1
+    for frame in view.frames():
+        message = frame.message()
+        models[frame.wave] = tuple(message.arrays("model"))
+        if message.tag == "round":
+            waves[frame.wave] = message.integer("round")
+            members = message.integer("members")
+    own = {
+        frame.wave: tuple(frame.message().arrays("update"))
+        for frame in view.sent()
+        if frame.wave in waves
+    }
+    aggregates = []
+    for wave, round in waves.items():
+        if wave + 1 not in models or wave not in own or members < 2:
+            continue
+        mean = [
+            (_float(b) - _float(a)) / np.float32(seen.rate)
+            for a, b in zip(models[wave], models[wave + 1], strict=True)
+        ]
+        others = tuple(
+            (members * m - _float(o)) / (members - 1) for m, o in zip(mean, own[wave], strict=True)
+        )
+        aggregates.append(seen.update(None, round, others, models[wave], members - 1))
+    outputs = tuple((waves.get(wave, wave), arrays) for wave, arrays in models.items())
+    return Observation(aggregates=tuple(aggregates), outputs=outputs)
+
+
+def _at_server(view: View, seen: Seen) -> Observation:
+    models = {frame.wave: frame.message() for frame in view.sent()}
+    updates = []
+    for frame in view.frames():
+        message = frame.message()
+        if message.tag == "update":
+            request = models[frame.wave]
+            arrays, model = tuple(message.arrays("update")), tuple(request.arrays("model"))
+            updates.append(seen.update(frame.peer, request.integer("round"), arrays, model))
+    outputs = tuple((wave, tuple(request.arrays("model"))) for wave, request in models.items())
+    return Observation(updates=tuple(updates), outputs=outputs)

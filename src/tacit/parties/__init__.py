@@ -1,0 +1,1 @@
+"""Roles, conversations between them, what each sees, and what goes wrong."""

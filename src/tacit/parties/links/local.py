@@ -1,0 +1,406 @@
+"""Both shapes of conversation inside one process.
+
+Every frame is encoded and decoded, so bytes are real. The star runs on a virtual clock: hangs, stragglers and asynchronous
+schedules take no real time and come out the same on every run. The pair runs one thread a party; since the link sees who
+waits for whom, a conversation that cannot go on is ended at once instead of after a deadline.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from tacit.core.coins import Coins
+from tacit.core.cost import CostMeter
+from tacit.core.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    Deadlock,
+    PeerDropped,
+    ProtocolError,
+    TacitError,
+)
+from tacit.core.wire import Array, Message, decode, encode
+from tacit.parties.faults import Fault, Faults, Harm
+from tacit.parties.pair import Channel, Party
+from tacit.parties.roles import SERVER, Role
+from tacit.parties.star import Member, Seconds, Ticket, refusal
+from tacit.parties.views import COUNTS, Recording, View
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How long things take on the virtual clock of a local star.
+
+    Args:
+        link: seconds of each message, either way.
+        work: seconds of each handling, for all members or by role.
+        jitter: each of these is multiplied by a factor drawn uniformly from [1, 1 + jitter].
+        seed: where the factors come from.
+    """
+
+    link: Seconds = 0.0
+    work: Seconds | Mapping[Role, Seconds] = 0.0
+    jitter: float = 0.0
+    seed: bytes = b"timing"
+
+
+class LocalHub:
+    """A star in one process, on a virtual clock.
+
+    Args:
+        members: the members by role.
+        recording: what to keep of every role's view.
+        faults: what goes wrong.
+        timing: how long messages and handling take; nothing, by default, so that replies come in order of posting.
+        coordinator: the role at the centre.
+
+    Attributes:
+        now: seconds on the virtual clock.
+        views: every role's view.
+    """
+
+    def __init__(
+        self,
+        members: Mapping[Role, Member],
+        *,
+        recording: Recording = COUNTS,
+        faults: Sequence[Fault] = (),
+        timing: Timing | None = None,
+        coordinator: Role = SERVER,
+    ) -> None:
+        if not members or coordinator in members:
+            raise ConfigError(
+                "a star needs at least one member, none of them in the coordinator's role"
+            )
+        self.coordinator = coordinator
+        self.now: Seconds = 0.0
+        self.views = {role: View(role, recording) for role in (coordinator, *sorted(members))}
+        self._cost = CostMeter()
+        self._members = dict(sorted(members.items()))
+        self._faults = Faults(tuple(faults))
+        self._timing = timing or Timing()
+        self._jitter = Coins.from_seed(self._timing.seed)
+        self._events: list[tuple[Seconds, int, Role, Ticket, bytes | None, bytes, str, int]] = []
+        self._sequence = 0
+        self._tickets = 0
+        self._open = 0  # requests without a reply so far
+        self._depth = dict.fromkeys(self.views, 0)
+        self._busy = dict.fromkeys(self._members, 0.0)
+
+    @property
+    def cost(self) -> CostMeter:
+        """What the conversation has cost so far."""
+        return self._cost
+
+    def members(self, kind: str | None = None) -> Sequence[Role]:
+        """The members, or those of one kind, in ascending order."""
+        return [role for role in self._members if kind is None or role.kind == kind]
+
+    def replace(self, role: Role, member: Member) -> None:
+        """Put a restarted member in the place of one that died or hung; what was under way to it is lost."""
+        if role not in self._members:
+            raise ConfigError(
+                f"no member is {role}; members are {', '.join(map(str, self._members))}"
+            )
+        self._members[role] = member
+        self._faults.revive(role)
+        self._busy[role] = self.now
+        self._events[:] = [event for event in self._events if event[2] != role or event[4] is None]
+        heapq.heapify(self._events)
+
+    def post(self, requests: Mapping[Role, Message]) -> Ticket:
+        """Send each member its request and return at once. Replies to it will carry the ticket.
+
+        Raises:
+            ConfigError: a role that is not a member.
+        """
+        if strangers := [role for role in requests if role not in self._members]:
+            raise ConfigError(
+                f"no member is {strangers[0]}; members are {', '.join(map(str, self._members))}"
+            )
+        ticket = Ticket(self._tickets)
+        self._tickets += 1
+        depth = self._depth[self.coordinator] + 1
+        self._cost.chain(depth)
+        sent = 0
+        last: Message | None = None
+        frame = b""
+        for role, message in requests.items():
+            if message is not last:  # a broadcast is encoded once
+                frame, last = encode(message), message
+            sent += len(frame)
+            self.views[self.coordinator].send(role, ticket, frame)
+            self._schedule(self._timing.link, role, ticket, frame, b"", message.tag, depth)
+        self._open += len(requests)
+        self._cost.book(self.coordinator, messages=len(requests), sent=sent)
+        return ticket
+
+    def _schedule(
+        self, delay: Seconds, role: Role, ticket: Ticket, request: bytes | None, reply: bytes, tag: str, depth: int
+    ) -> None:  # fmt: skip
+        self._sequence += 1
+        at = self.now + self._stretched(delay)
+        heapq.heappush(self._events, (at, self._sequence, role, ticket, request, reply, tag, depth))
+
+    def _stretched(self, delay: Seconds) -> Seconds:
+        if not delay or not self._timing.jitter:
+            return delay
+        return delay * (1.0 + self._timing.jitter * float(self._jitter.unit(1)[0]))
+
+    def replies(self, *, deadline: Seconds) -> Iterator[tuple[Role, Ticket, Message]]:
+        """Replies as they come, until ``deadline`` virtual seconds are over or no request is open.
+
+        Waiting for what never comes moves the clock to the deadline and takes no real time.
+        """
+        end = self.now + deadline
+        events = self._events
+        while events and events[0][0] <= end:
+            at, _, role, ticket, request, reply, tag, depth = heapq.heappop(events)
+            self.now = max(self.now, at)
+            if request is not None:
+                self._deliver(role, ticket, request, tag, depth)
+                continue
+            self._open -= 1
+            self._depth[self.coordinator] = max(self._depth[self.coordinator], depth)
+            self.views[self.coordinator].receive(role, tag, ticket, reply)
+            self._cost.book(self.coordinator, received=len(reply))
+            yield role, ticket, decode(reply)
+        if self._open:
+            self.now = max(self.now, end)
+
+    def _deliver(self, role: Role, ticket: Ticket, request: bytes, tag: str, depth: int) -> None:
+        fault = self._faults.meet(role) if self._faults.script else None
+        if role in self._faults.dead or role in self._faults.hung:
+            return
+        if fault is not None and fault.harm is Harm.DROP_REQUEST:
+            return
+        view = self.views[role]
+        view.receive(self.coordinator, tag, ticket, request)
+        message = decode(request)
+        start = time.perf_counter()
+        try:
+            answer = self._members[role].handle(message)
+        except TacitError as error:
+            answer = refusal(error)
+        seconds = time.perf_counter() - start
+        reply = encode(answer)
+        view.send(self.coordinator, ticket, reply)
+        self._cost.book(role, messages=1, sent=len(reply), received=len(request), seconds=seconds)
+        self._depth[role] = max(self._depth[role], depth)
+        self._cost.chain(self._depth[role] + 1)
+        if fault is not None and fault.harm is Harm.DROP_REPLY:
+            return
+        work = self._timing.work
+        base = work.get(role, 0.0) if isinstance(work, Mapping) else work
+        self._busy[role] = max(self.now, self._busy[role]) + self._stretched(base)
+        late = fault.seconds if fault is not None else 0.0
+        delay = self._busy[role] - self.now + late + self._stretched(self._timing.link)
+        self._sequence += 1
+        heapq.heappush(
+            self._events,
+            (
+                self.now + delay,
+                self._sequence,
+                role,
+                ticket,
+                None,
+                reply,
+                answer.tag,
+                self._depth[role] + 1,
+            ),
+        )
+
+
+# --- the pair
+
+
+@dataclass(frozen=True, slots=True)
+class PairRun(Generic[T]):
+    """What came of a conversation of two parties and their feeders.
+
+    Args:
+        outputs: by role, of those who finished.
+        errors: by role, of those who did not.
+        views: what each received.
+        cost: what it cost.
+    """
+
+    outputs: Mapping[Role, T] = field(repr=False)
+    errors: Mapping[Role, Exception]
+    views: Mapping[Role, View] = field(repr=False)
+    cost: CostMeter = field(repr=False)
+
+
+class _Silenced(BaseException):
+    """Ends the thread of a party that a fault killed or hung; never seen outside."""
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """The frames under way and who waits for whom; one lock for all."""
+
+    deadline: Seconds
+    views: Mapping[Role, View]
+    faults: Faults
+    cost: CostMeter = field(default_factory=CostMeter)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    queues: dict[tuple[Role, Role], deque[tuple[int, str, bytes, int]]] = field(
+        default_factory=dict
+    )
+    running: set[Role] = field(default_factory=set)
+    waiting: dict[Role, Role] = field(default_factory=dict)
+    depth: dict[Role, int] = field(default_factory=dict)
+    posted: dict[tuple[Role, Role], int] = field(default_factory=dict)
+    numbers: dict[tuple[Role, Role], int] = field(default_factory=dict)
+    lost: bool = False
+
+    def put(self, sender: Role, to: Role, tag: str, frame: bytes) -> None:
+        with self.changed:
+            fault = self.faults.meet(sender) if self.faults.script else None
+            if fault is not None and fault.harm in (Harm.HANG, Harm.DIE):
+                raise _Silenced
+            depth = self.depth.get(sender, 0) + 1
+            self.cost.chain(depth)
+            self.cost.book(sender, messages=1, sent=len(frame))
+            number = self.posted.get((sender, to), 0)
+            self.posted[sender, to] = number + 1
+            self.views[sender].send(to, number, frame)
+            if fault is not None:
+                self.lost = True
+                self.changed.notify_all()
+                return
+            self.queues.setdefault((sender, to), deque()).append((number, tag, frame, depth))
+            self.changed.notify_all()
+
+    def get(self, sender: Role, to: Role) -> tuple[str, bytes, int]:
+        end = time.monotonic() + self.deadline
+        with self.changed:
+            queue = self.queues.setdefault((sender, to), deque())
+            self.waiting[to] = sender
+            self.changed.notify_all()  # others may be waiting to learn that all are stuck
+            try:
+                while not queue:
+                    self._check(sender, to, end)
+                    self.changed.wait(max(0.0, end - time.monotonic()))
+            finally:
+                del self.waiting[to]
+            number, tag, frame, depth = queue.popleft()
+            expected = self.numbers.get((sender, to), 0)
+            self.numbers[sender, to] = number + 1
+            if number != expected:  # or a later message under the same tag would be taken for it
+                raise ProtocolError(f"{to}: message {expected} from {sender} was lost on its way")
+            self.views[to].receive(sender, tag, number, frame)
+            self.cost.book(to, received=len(frame))
+            return tag, frame, depth
+
+    def _check(self, sender: Role, to: Role, end: float) -> None:
+        if sender in self.faults.hung:
+            raise DeadlineExceeded(f"{to}: nothing from {sender} within {self.deadline:g} s")
+        if sender not in self.running:
+            raise PeerDropped(f"{to}: {sender} is gone and has sent nothing more")
+        stuck = all(
+            role in self.waiting and not self.queues.get((self.waiting[role], role))
+            for role in self.running - self.faults.hung
+        )
+        if (stuck and (self.lost or self.faults.hung)) or time.monotonic() >= end:
+            raise DeadlineExceeded(f"{to}: nothing from {sender} within {self.deadline:g} s")
+        if stuck:
+            raise Deadlock(
+                f"{to} waits for {sender}, and so do all others wait: check the order of send and recv"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _LocalChannel:
+    exchange_: _Exchange
+    role: Role
+    peer: Role
+
+    def send(self, tag: str, *arrays: Array) -> None:
+        self.exchange_.put(self.role, self.peer, tag, encode(Message(tag, arrays=arrays)))
+
+    def recv(self, tag: str) -> tuple[Array, ...]:
+        came, frame, depth = self.exchange_.get(self.peer, self.role)
+        if came != tag:
+            raise ProtocolError(f"{self.role}: expected {tag!r} from {self.peer}, came {came!r}")
+        seen = self.exchange_.depth
+        seen[self.role] = max(seen.get(self.role, 0), depth)
+        return tuple(decode(frame).arrays("arrays"))
+
+    def exchange(self, tag: str, *arrays: Array) -> tuple[Array, ...]:
+        self.send(tag, *arrays)
+        return self.recv(tag)
+
+
+def run_pair(
+    parties: Mapping[Role, Party[T]],
+    *,
+    recording: Recording = COUNTS,
+    faults: Sequence[Fault] = (),
+    deadline: Seconds = 60.0,
+) -> PairRun[T]:
+    """Run two parties, and those who feed them, to their end.
+
+    Args:
+        parties: each role's function; it gets a channel to every other role.
+        recording: what to keep of every role's view.
+        faults: what goes wrong; ``at`` counts the messages that the role sends.
+        deadline: seconds that a party waits for a message.
+
+    Returns:
+        Outputs of those who finished and errors of those who did not: raise the latter with `outputs_of`.
+    """
+    if any(fault.harm is Harm.DELAY for fault in faults):
+        raise ConfigError("a pair has no virtual clock: DELAY is for stars")
+    views = {role: View(role, recording) for role in sorted(parties)}
+    exchange = _Exchange(deadline, views, Faults(tuple(faults)), running=set(parties))
+    outputs: dict[Role, T] = {}
+    errors: dict[Role, Exception] = {}
+
+    def live(role: Role) -> None:
+        start = time.thread_time()
+        channels: dict[Role, Channel] = {
+            peer: _LocalChannel(exchange, role, peer) for peer in parties if peer != role
+        }
+        try:
+            outputs[role] = parties[role](channels)
+        except _Silenced:
+            how = "hung" if role in exchange.faults.hung else "killed"
+            errors[role] = PeerDropped(f"{role} was {how} by a scripted fault")
+        except Exception as error:
+            errors[role] = error
+        with exchange.changed:
+            exchange.cost.book(role, seconds=time.thread_time() - start)
+            if role not in exchange.faults.hung:  # a hung party is there, and silent
+                exchange.running.discard(role)
+            exchange.changed.notify_all()
+
+    threads = [threading.Thread(target=live, args=(role,), name=str(role)) for role in parties]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return PairRun(
+        dict(sorted(outputs.items())), dict(sorted(errors.items())), views, exchange.cost
+    )
+
+
+def outputs_of(run: PairRun[T]) -> Mapping[Role, T]:
+    """The outputs of a conversation in which every party finished.
+
+    Raises:
+        Exception: the first error that is not merely the echo of another party's.
+    """
+    echoes = (PeerDropped, DeadlineExceeded)
+    first = sorted(run.errors.items(), key=lambda entry: isinstance(entry[1], echoes))
+    if first:
+        raise first[0][1]
+    return run.outputs

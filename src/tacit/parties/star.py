@@ -1,0 +1,117 @@
+"""The star: one coordinator, many members ([2] [3] [6] [8]-[12]).
+
+The coordinator is a plain blocking function over a `Hub`; dropouts and time enter only in `replies`. A member is pure: no
+clock, no sockets; it can be exported after any message and restored elsewhere. `ask` is one wave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NewType, Protocol
+
+from tacit.core.cost import CostMeter
+from tacit.core.errors import PeerRefused, TooFewParties, by_name
+from tacit.core.wire import Message
+from tacit.parties.roles import Role
+
+Seconds = float
+Ticket = NewType("Ticket", int)
+
+REFUSED = "refused"
+
+
+class Hub(Protocol):
+    """The coordinator's side of a star."""
+
+    @property
+    def cost(self) -> CostMeter:
+        """What the conversation has cost so far."""
+        ...
+
+    def members(self, kind: str | None = None) -> Sequence[Role]:
+        """The members, or those of one kind, in ascending order."""
+        ...
+
+    def post(self, requests: Mapping[Role, Message]) -> Ticket:
+        """Send each member its request and return at once. Replies to it will carry the ticket."""
+        ...
+
+    def replies(self, *, deadline: Seconds) -> Iterator[tuple[Role, Ticket, Message]]:
+        """Replies as they come, to any ticket, until ``deadline`` seconds are over or none can come any more.
+
+        More may be posted while iterating.
+        """
+        ...
+
+
+class Member(Protocol):
+    """A member: answers requests, one at a time."""
+
+    def handle(self, request: Message) -> Message:
+        """The reply. A `TacitError` raised here reaches the coordinator as a refusal."""
+        ...
+
+    def export(self) -> bytes:
+        """All state that changes, for `restore`. Holds secrets: keep it encrypted."""
+        ...
+
+    def restore(self, state: bytes) -> None:
+        """Continue from an exported state."""
+        ...
+
+
+def refusal(error: Exception) -> Message:
+    """The reply that stands for an error that a member raised on purpose."""
+    return Message(REFUSED, kind=type(error).__name__, text=str(error))
+
+
+def ask(
+    hub: Hub,
+    requests: Mapping[Role, Message],
+    *,
+    at_least: int | None = None,
+    deadline: Seconds = 60.0,
+) -> dict[Role, Message]:
+    """One wave: post the requests and collect the replies. Replies to earlier tickets are dropped.
+
+    Args:
+        hub: the star.
+        requests: one message a member.
+        at_least: replies needed; all when None. The wave still waits for all until the deadline.
+        deadline: seconds on the hub's clock.
+
+    Returns:
+        The replies by role, in ascending order of role.
+
+    Raises:
+        TooFewParties: fewer than ``at_least`` replied; names who is missing and why.
+        TacitError: all were needed and a member refused: its own error, with its role.
+    """
+    ticket = hub.post(requests)
+    needed = len(requests) if at_least is None else at_least
+    got: dict[Role, Message] = {}
+    refused: dict[Role, Message] = {}
+    for role, stamp, reply in hub.replies(deadline=deadline):
+        if stamp != ticket or role not in requests:
+            continue
+        (refused if reply.tag == REFUSED else got)[role] = reply
+        if len(got) + len(refused) == len(requests):
+            break
+    if at_least is None:
+        for role, reply in sorted(refused.items()):
+            raise as_error(role, reply)
+    if len(got) < needed:
+        missing: dict[object, str] = {
+            role: refused[role].text("text") if role in refused else "no reply in time"
+            for role in sorted(requests)
+            if role not in got
+        }
+        raise TooFewParties(needed, sorted(got), missing, wave=ticket)
+    return dict(sorted(got.items()))
+
+
+def as_error(role: Role, reply: Message) -> Exception:
+    """The error that a refusal stands for, of its own class where that is one of tacit's."""
+    text = f"{role}: {reply.text('text')}"
+    kind = by_name(reply.text("kind"))
+    return kind(text) if kind is not PeerRefused else PeerRefused(text)

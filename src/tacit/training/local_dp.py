@@ -1,0 +1,196 @@
+"""Federated SGD in which every owner clips its whole gradient and adds noise before it leaves.
+
+The survey: "Conducting Differentially Private Randomization on Local Gradients ... known as the local DP solution.
+Differentially private mechanisms add just the right amount of randomness (noise) ... for example, Laplace or Gaussian
+noises".
+
+Who holds what: each owner its records; the server the model. Kept from the server and from the other owners: each owner's
+data, up to the stated epsilon. Steps, in each round: (1) the server hands out the model; (2) each owner computes the
+gradient of a mini-batch, clips it *as one vector* to an L2 (Gaussian) or L1 (Laplace) norm of ``clip``, adds noise of
+``noise_multiplier`` times the sensitivity 2 * clip to every coordinate, and sends that; (3) the server steps against the
+mean.
+
+Unit and relation: replacing *all* of an owner's data moves its clipped gradient by at most 2 * clip, so the unit is the
+participant, per round; rounds compose. That total is large at any noise that lets so few owners learn, and it is
+printed. Nothing is amplified by sampling: an owner takes part in every round.
+
+**Leaks**: to the server, each owner's noisy gradient of each round; to each owner, the model of each round.
+**Cost**: the bytes and rounds of federated SGD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+from torch import nn
+
+from tacit.core.claims import Basis, Claim
+from tacit.core.coins import Coins
+from tacit.core.errors import ConfigError
+from tacit.core.wire import Array
+from tacit.dp.mechanisms import Noise, NoisyVector
+from tacit.nn.federated import (
+    Progress,
+    Rounds,
+    Seen,
+    Task,
+    honest_work,
+    observe_federated,
+    run_federated,
+    silent,
+)
+from tacit.nn.local_work import (
+    LocalUpdate,
+    LocalWork,
+    Share,
+)
+from tacit.parties.roles import Role
+from tacit.parties.runs import Opened, Run
+from tacit.parties.views import COUNTS, Observation, Recording, View
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoisyWork:
+    """Local work whose update leaves clipped and noisy.
+
+    Args:
+        work: what makes the update.
+        mechanism: how it is clipped and what noise it gets.
+        coins: where the noise comes from. A member restored elsewhere must get fresh ones.
+    """
+
+    work: LocalWork
+    mechanism: NoisyVector
+    coins: Coins = field(repr=False)
+
+    def update(self, model: Sequence[Array], round: int) -> LocalUpdate:
+        """The noisy update of a round.
+
+        Raises:
+            Diverged: the update is not finite.
+        """
+        clear = self.work.update(model, round)
+        return LocalUpdate(
+            arrays=tuple(self.mechanism.release(clear.arrays, self.coins)), examples=clear.examples
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalDP:
+    """Federated SGD under local differential privacy.
+
+    Args:
+        clip: bound on the norm of an owner's gradient.
+        noise_multiplier: noise in units of the sensitivity 2 * clip; 0 adds none and protects nothing.
+        noise: Gaussian (L2 norm) or Laplace (L1 norm).
+        rounds: number of rounds.
+        batch_size: records behind each gradient.
+        learning_rate: of the server's step.
+        delta: of the claim.
+    """
+
+    clip: float = 1.0
+    noise_multiplier: float = 0.1
+    noise: Noise = Noise.GAUSSIAN
+    rounds: int = 600
+    batch_size: int = 1
+    learning_rate: float = 0.3
+    delta: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _ = self.mechanism, self._rounds  # both check what they are given
+        if self.batch_size < 1 or not 0 < self.delta < 1:
+            raise ConfigError(
+                f"batch_size >= 1 and 0 < delta < 1 expected, got {self.batch_size} and {self.delta}"
+            )
+
+    @property
+    def _rounds(self) -> Rounds:
+        return Rounds(rounds=self.rounds, rate=-self.learning_rate)
+
+    @property
+    def mechanism(self) -> NoisyVector:
+        """The mechanism that every update goes through."""
+        return NoisyVector(clip=self.clip, noise_multiplier=self.noise_multiplier, noise=self.noise)
+
+    def train(
+        self,
+        task: Task,
+        *,
+        coins: Coins,
+        recording: Recording = COUNTS,
+        progress: Progress = silent,
+    ) -> Run[Opened[nn.Module]]:
+        """Train on the task's records.
+
+        Args:
+            task: what is to be learned, by whom.
+            coins: where the noise comes from.
+            recording: what to keep of the views.
+            progress: told after each round.
+
+        Raises:
+            Diverged: names the owner, the round and its epoch.
+        """
+        work = {
+            role: NoisyWork(
+                work=honest, mechanism=self.mechanism, coins=coins.child(f"noise/{role}")
+            )
+            for role, honest in honest_work(
+                task, Share.GRADIENT, batch_size=self.batch_size
+            ).items()
+        }
+        model, hub = run_federated(
+            task,
+            work,
+            self._rounds,
+            recording=recording,
+            progress=progress,
+        )
+        return Run(
+            output=model,
+            cost=hub.cost,
+            views=hub.views,
+            claims=self.claims(),
+            settings={**asdict(self), "noise": self.noise.value},
+            seeded=coins.seeded,
+        )
+
+    def claims(self) -> tuple[Claim, ...]:
+        """What is claimed of a run with these settings."""
+        return (
+            Claim(
+                statement="Everything that leaves an owner, over all rounds, is differentially private.",
+                basis=Basis.ACCOUNTED,
+                source="Dwork, Roth 2014, section 3.3 and appendix A; survey, local DP",
+                value=self.mechanism.loss(
+                    releases=self.rounds, delta=self.delta, unit="participant"
+                ),
+                assumes=(
+                    "noise is drawn in floating point: its gaps (Mironov 2012) are not accounted for",
+                    "owners' data are independent of one another",
+                ),
+            ),
+            Claim(
+                statement="No record leaves its owner.",
+                basis=Basis.PROVED,
+                source="by construction: a member's only reply is its noisy update",
+                hides=("server", "owner"),
+            ),
+        )
+
+    def observe(self, view: View, role: Role) -> Observation:
+        """At the server: every owner's noisy gradients. At an owner: models, and the others' mean noisy gradients."""
+        seen = Seen(
+            rate=-self.learning_rate,
+            scale=1.0,
+            steps=1,
+            batch_size=self.batch_size,
+            noisy=self.noise_multiplier > 0,
+        )
+        return observe_federated(view, role, seen)
+
+    def sabotaged(self) -> LocalDP:
+        """The same scheme, deliberately broken: it clips and adds no noise."""
+        return replace(self, noise_multiplier=0.0)

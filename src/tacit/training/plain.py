@@ -1,0 +1,343 @@
+"""Training without protection: the baseline of every comparison.
+
+Centralised: every owner sends its records to the server, which trains and hands out the model. (Survey, "Centralized
+Training": "all training data are submitted to a third party".)
+
+Federated SGD: in each round every owner sends the gradient of one mini-batch; the server steps against their mean.
+
+Federated averaging: in each round every owner takes some local SGD steps and sends the change of the model; the server adds
+the mean change. Both: McMahan et al., AISTATS 2017, algorithm 1 (all clients take part in each round, C = 1).
+
+Nothing is kept secret from the server: not the records (centralised), or not the updates (federated), which determine
+records to a large extent (`tacit.attacks.gradient_leakage`). The finished model goes to everybody.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tacit.core.claims import Basis, Claim
+from tacit.core.coins import Coins
+from tacit.core.errors import ConfigError, Diverged, ProtocolError
+from tacit.core.wire import Message
+from tacit.nn.federated import (
+    Progress,
+    Rounds,
+    Seen,
+    Task,
+    honest_work,
+    observe_federated,
+    run_federated,
+    silent,
+)
+from tacit.nn.local_work import Share, fit, parameters_of
+from tacit.parties.links.local import LocalHub
+from tacit.parties.roles import SERVER, Role, owners
+from tacit.parties.runs import Opened, Run
+from tacit.parties.star import Hub, ask
+from tacit.parties.views import COUNTS, Observation, Recording, View
+
+MCMAHAN = "McMahan et al., AISTATS 2017, algorithm 1"
+
+RECORDS_STAY = Claim(
+    statement="No record leaves its owner; updates do, and may determine records.",
+    basis=Basis.PROVED,
+    source=f"{MCMAHAN}; by construction: a member's only reply is its update",
+    hides=("server", "owner"),
+)
+
+
+# --- centralised
+
+
+class RecordHolder:
+    """An owner that hands out its records.
+
+    Args:
+        inputs: records, (n, *input shape).
+        labels: classes, (n,).
+    """
+
+    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+        self._inputs = inputs.numpy()
+        self._labels = labels.numpy()
+
+    def handle(self, request: Message) -> Message:
+        """The records, or an acknowledgement of the finished model.
+
+        Raises:
+            ProtocolError: the message is of another kind.
+        """
+        if request.tag == "records":
+            return Message("records", inputs=self._inputs, labels=self._labels)
+        if request.tag == "finished":
+            return Message("thanks")
+        raise ProtocolError(f"expected 'records' or 'finished', came {request.tag!r}")
+
+    def export(self) -> bytes:
+        """Nothing: the records do not change."""
+        return b""
+
+    def restore(self, state: bytes) -> None:
+        """Nothing to restore."""
+
+
+def train_on_collected(
+    hub: Hub,
+    model: nn.Module,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """The server's part: collect all records, train ``model`` in place by mini-batch SGD, hand it out.
+
+    Raises:
+        Diverged: a record, or the loss, is not finite.
+
+    **Leaks**: every record to the server; the model to every owner. **Cost**: two waves.
+    """
+    replies = ask(hub, dict.fromkeys(hub.members(), Message("records")))
+    inputs, labels = [], []
+    for role, reply in replies.items():
+        inputs.append(reply.array("inputs", dtype="<f4"))
+        labels.append(reply.array("labels", dtype="<i8", shape=(len(inputs[-1]),)))
+        if not np.isfinite(inputs[-1]).all():
+            raise Diverged(
+                f"the records of {role} hold values that are not finite: clean them first"
+            )
+    with hub.cost.timed(SERVER):
+        fit(
+            model,
+            torch.from_numpy(np.concatenate(inputs)),
+            torch.from_numpy(np.concatenate(labels)),
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            generator=torch.Generator().manual_seed(seed),
+            progress=progress,
+        )
+    ask(hub, dict.fromkeys(hub.members(), Message("finished", model=parameters_of(model))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Centralised:
+    """All records go to the server, which trains.
+
+    Args:
+        epochs: passes over the records.
+        batch_size: records a step.
+        learning_rate: of each step.
+    """
+
+    epochs: int = 60
+    batch_size: int = 16
+    learning_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise ConfigError("epochs, batch_size and learning_rate must be positive")
+
+    def train(
+        self,
+        task: Task,
+        *,
+        coins: Coins,
+        recording: Recording = COUNTS,
+        progress: Progress = silent,
+    ) -> Run[Opened[nn.Module]]:
+        """Train on the task's records.
+
+        Args:
+            task: what is to be learned, by whom.
+            coins: not used: nothing is protected.
+            recording: what to keep of the views.
+            progress: told after each epoch.
+        """
+        roles = owners(len(task.shards))
+        holders = {
+            role: RecordHolder(*shard) for role, shard in zip(roles, task.shards, strict=True)
+        }
+        hub = LocalHub(holders, recording=recording)
+        model = copy.deepcopy(task.start)
+        train_on_collected(
+            hub,
+            model,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=task.seed,
+            progress=progress,
+        )
+        return Run(
+            output=Opened(model, (SERVER, *roles)),
+            cost=hub.cost,
+            views=hub.views,
+            claims=(
+                Claim(
+                    statement="No owner sees another owner's records; the server sees all of them.",
+                    basis=Basis.PROVED,
+                    source="survey, Centralized Training; by construction: owners receive the finished model only",
+                    hides=("owner",),
+                ),
+            ),
+            settings=asdict(self),
+            seeded=coins.seeded,
+        )
+
+    def observe(self, view: View, role: Role) -> Observation:
+        """At the server: the records. At an owner: the finished model."""
+        if role == SERVER:
+            messages = ((frame.peer, frame.message()) for frame in view.frames())
+            records = (
+                (f"records of {peer}", message.array("inputs"))
+                for peer, message in messages
+                if message.tag == "records"
+            )
+            return Observation(intermediates=tuple(records))
+        models = (frame.message() for frame in view.frames())
+        return Observation(
+            outputs=tuple((0, tuple(m.arrays("model"))) for m in models if m.tag == "finished")
+        )
+
+
+# --- federated
+
+
+def _check(rounds: int, batch_size: int, local_steps: int, learning_rate: float) -> None:
+    if min(rounds, batch_size, local_steps) < 1 or not learning_rate > 0:
+        raise ConfigError(
+            "rounds, batch_size and local_steps of at least 1 and a learning_rate above 0 expected, got "
+            f"{rounds}, {batch_size}, {local_steps} and {learning_rate}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederatedSGD:
+    """Every owner sends the gradient of one mini-batch a round.
+
+    Args:
+        rounds: number of rounds.
+        batch_size: records behind each gradient.
+        learning_rate: of the server's step.
+    """
+
+    rounds: int = 600
+    batch_size: int = 1
+    learning_rate: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check(self.rounds, self.batch_size, 1, self.learning_rate)
+
+    def train(
+        self,
+        task: Task,
+        *,
+        coins: Coins,
+        recording: Recording = COUNTS,
+        progress: Progress = silent,
+    ) -> Run[Opened[nn.Module]]:
+        """Train on the task's records.
+
+        Args:
+            task: what is to be learned, by whom.
+            coins: not used: nothing is protected.
+            recording: what to keep of the views.
+            progress: told after each round.
+
+        Raises:
+            Diverged: names the owner, the round and its epoch.
+        """
+        work = honest_work(task, Share.GRADIENT, batch_size=self.batch_size)
+        model, hub = run_federated(
+            task,
+            work,
+            Rounds(rounds=self.rounds, rate=-self.learning_rate),
+            recording=recording,
+            progress=progress,
+        )
+        return Run(
+            output=model,
+            cost=hub.cost,
+            views=hub.views,
+            claims=(RECORDS_STAY,),
+            settings=asdict(self),
+            seeded=coins.seeded,
+        )
+
+    def observe(self, view: View, role: Role) -> Observation:
+        """At the server: every owner's gradients. At an owner: the models, and the others' mean gradients."""
+        seen = Seen(rate=-self.learning_rate, scale=1.0, steps=1, batch_size=self.batch_size)
+        return observe_federated(view, role, seen)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederatedAveraging:
+    """Every owner takes local SGD steps and sends the change of the model.
+
+    Args:
+        rounds: number of rounds.
+        local_steps: steps of each owner in a round.
+        batch_size: records a step.
+        learning_rate: of the local steps.
+    """
+
+    rounds: int = 120
+    local_steps: int = 5
+    batch_size: int = 4
+    learning_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check(self.rounds, self.batch_size, self.local_steps, self.learning_rate)
+
+    def train(
+        self,
+        task: Task,
+        *,
+        coins: Coins,
+        recording: Recording = COUNTS,
+        progress: Progress = silent,
+    ) -> Run[Opened[nn.Module]]:
+        """Train on the task's records.
+
+        Args:
+            task: what is to be learned, by whom.
+            coins: not used: nothing is protected.
+            recording: what to keep of the views.
+            progress: told after each round.
+
+        Raises:
+            Diverged: names the owner, the round and its epoch.
+        """
+        work = honest_work(
+            task,
+            Share.CHANGE,
+            batch_size=self.batch_size,
+            local_steps=self.local_steps,
+            learning_rate=self.learning_rate,
+        )
+        model, hub = run_federated(
+            task, work, Rounds(rounds=self.rounds, rate=1.0), recording=recording, progress=progress
+        )
+        return Run(
+            output=model,
+            cost=hub.cost,
+            views=hub.views,
+            claims=(RECORDS_STAY,),
+            settings=asdict(self),
+            seeded=coins.seeded,
+        )
+
+    def observe(self, view: View, role: Role) -> Observation:
+        """At the server: every owner's change. At an owner: the models, and the others' mean change."""
+        seen = Seen(
+            rate=1.0, scale=-self.learning_rate, steps=self.local_steps, batch_size=self.batch_size
+        )
+        return observe_federated(view, role, seen)

@@ -1,0 +1,35 @@
+"""What every test shares: one thread, a small task, its data."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tacit.nn.federated import Task
+from tacit.nn.networks import mlp
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def task() -> Task:
+    """Three owners with eight 4x4 images each, of four classes that a small network can tell apart."""
+    return small_task()
+
+
+def small_task(seed: int = 0, owners: int = 3, records: int = 8) -> Task:
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.rand(4, 1, 4, 4, generator=generator)
+    shards = []
+    for _ in range(owners):
+        labels = torch.randint(0, 4, (records,), generator=generator)
+        noise = 0.2 * torch.rand(records, 1, 4, 4, generator=generator)
+        shards.append(((centres[labels] * 0.8 + noise).clamp(0, 1), labels))
+    return Task(
+        name="small",
+        start=mlp((1, 4, 4), (12,), 4, generator=generator),
+        shards=tuple(shards),
+        input_shape=(1, 4, 4),
+        classes=4,
+        seed=seed,
+    )
