@@ -6,13 +6,18 @@ Survey: Shan Chang, Chao Li, "Privacy in Neural Network Learning: Threats and Co
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from tacit.attacks.curious import GradientLeakage
 from tacit.attacks.membership import LabelGap, LossThreshold, ShadowModels
 from tacit.audit.cells import ExposureAt, LeakageAt, MembershipFrom, Plan
-from tacit.audit.compare import Row, Settings
+from tacit.audit.compare import Row, Settings, Watch
+from tacit.audit.compare import compare as run_compare
+from tacit.core.errors import ConfigError, UnknownName
 from tacit.training.local_dp import LocalDP
 from tacit.training.plain import Centralised, FederatedAveraging, FederatedSGD
 
@@ -253,7 +258,7 @@ def rows(*, quick: bool = False) -> tuple[Row, ...]:
     )
 
 
-def controls(*, quick: bool = False) -> tuple[Row, ...]:
+def sabotaged_rows(*, quick: bool = False) -> tuple[Row, ...]:
     """Protections broken on purpose: where they stand, the attacks must win.
 
     Args:
@@ -300,3 +305,109 @@ def settings(dataset: str, *, quick: bool = False) -> Settings:
     if dataset != "digits":
         full = replace(full, population=2000, hidden=64)
     return replace(full, seeds=1, records=20, population=400) if quick else full
+
+
+def compare(  # noqa: PLR0913 - each is an option of `tacit compare`
+    dataset: str = "digits",
+    *,
+    protections: Sequence[str | Row] | None = None,
+    attacks: Sequence[str | Plan] | None = None,
+    changes: Sequence[str] = (),
+    controls: bool = True,
+    seeds: int | None = None,
+    seed: int = 0,
+    owners: int | None = None,
+    records: int | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    quick: bool = False,
+    watch: Watch | None = None,
+) -> dict[str, Any]:
+    """Run every attack against every protection: `tacit compare` as a call.
+
+    Args:
+        dataset: digits (bundled), mnist or cifar10.
+        protections: rows, by name or made by hand; all by default.
+        attacks: columns, by name or made by hand; all by default.
+        changes: settings to change, as ``"local-dp-low.clip=2"``.
+        controls: add protections that were broken on purpose.
+        seeds: independent repetitions, pooled.
+        seed: the first of them.
+        owners: owners among whom the training records are split.
+        records: training records of each owner.
+        out: folder for the report; None writes nothing.
+        overwrite: replace what the folder holds of another run.
+        quick: fewer seeds and smaller sizes.
+        watch: told after each step what is going on, how much is done, and of how much.
+
+    Returns:
+        The report, as ``tacit compare --json`` prints it.
+
+    Raises:
+        UnknownName: a name that nothing answers to.
+        ConfigError: a setting is out of range, or the folder holds another run.
+        DataError: the data set is missing or damaged.
+        OutputError: the folder cannot be written to.
+        Diverged: a training diverged; names the row, the owner, the round and the epoch.
+    """
+    known = (*rows(quick=quick), *(sabotaged_rows(quick=quick) if controls else ()))
+    chosen = _changed(_chosen("protection", protections, known), changes)
+    sizes = settings(dataset, quick=quick)
+    sizes = replace(
+        sizes,
+        seed=seed,
+        seeds=sizes.seeds if seeds is None else seeds,
+        owners=sizes.owners if owners is None else owners,
+        records=sizes.records if records is None else records,
+    )
+    columns = _chosen("attack", attacks, plans(quick=quick))
+    return run_compare(
+        sizes, chosen, columns, out=out, overwrite=overwrite, quick=quick, watch=watch
+    )
+
+
+T = TypeVar("T", Row, Plan)
+
+
+def _chosen(kind: str, wanted: Sequence[str | T] | None, known: Sequence[T]) -> list[T]:
+    by_name = {item.name: item for item in known}
+    if wanted is None:
+        return list(known)
+    out: list[T] = []
+    for item in wanted:
+        if not isinstance(item, str):
+            out.append(item)
+        elif item in by_name:
+            out.append(by_name[item])
+        else:
+            raise UnknownName(kind, item, by_name)
+    return out
+
+
+def _changed(chosen: Sequence[Row], changes: Sequence[str]) -> list[Row]:
+    by_name = {row.name: row for row in chosen}
+    for change in changes:
+        target, _, value = change.partition("=")
+        name, _, setting = target.partition(".")
+        if not setting or not value:
+            raise ConfigError(
+                f"a change is PROTECTION.SETTING=VALUE, for instance local-dp-low.clip=2; got {change!r}"
+            )
+        if name not in by_name:
+            raise UnknownName("protection in this run", name, by_name)
+        protection: Any = by_name[name].protection
+        known = {f.name: getattr(protection, f.name) for f in fields(protection)}
+        if setting not in known:
+            raise UnknownName(f"setting of {name}", setting, known)
+        changed = replace(protection, **{setting: _converted(change, value, known[setting])})
+        by_name[name] = replace(by_name[name], protection=changed)
+    return list(by_name.values())
+
+
+def _converted(change: str, value: str, like: Any) -> Any:
+    try:
+        return type(like)(value)
+    except ValueError:
+        closed = isinstance(like, Enum)
+        kinds = ", ".join(e.value for e in type(like)) if closed else type(like).__name__
+        raise ConfigError(f"{change}: {kinds} expected, got {value!r}") from None

@@ -295,12 +295,14 @@ def test_records_come_back_from_several_local_steps():
 def test_l_bfgs_finds_record_and_label_together():
     net = initialise_uniform(tiny(activation=nn.Sigmoid), 0.5, draws(2))
     images, labels = records(3)
-    found = search(net, gradients(net, images, labels), None, GradientMatching.dlg(iterations=300))
+    settings = GradientMatching.dlg(iterations=300)
+    found = search(net, gradients(net, images, labels), None, settings)
     assert found.images.dtype == torch.float64
     assert error(found, images).max() < 1e-3
     assert torch.equal(found.labels, labels)
     # A victim whose first start sufficed needed no other.
-    assert found.restart_distances[found.restart_distances[:, 0] <= 1e-10, 1:].isinf().all()
+    sufficed = found.restart_distances[:, 0] <= settings.tolerance
+    assert sufficed.any() and found.restart_distances[sufficed, 1:].isinf().all()
 
 
 def test_signed_adam_also_searches_labels():
@@ -343,8 +345,10 @@ class Cliff(nn.Module):
 @pytest.mark.parametrize("optimiser", list(Optimiser))
 def test_points_that_are_not_finite_do_not_poison_the_result(optimiser):
     boxed = optimiser is Optimiser.SIGNED_ADAM
-    net, (images, labels) = Cliff(tiny(), 0.52 if boxed else 0.7), records(3)
-    images = images * 0.8
+    images, labels = records(3)
+    # Some starting points, uniform in the box or normal without one, lie beyond the edge.
+    images, edge = (images * 0.8, 0.52) if boxed else (images * 0.2, 0.15)
+    net = Cliff(tiny(), edge)
     updates = gradients(net, images, labels)
     settings = GradientMatching(
         optimiser=optimiser, iterations=200, restarts=3, box=(0.0, 1.0) if boxed else None,

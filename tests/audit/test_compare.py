@@ -311,7 +311,7 @@ def test_a_cell_contained_nowhere_proven_is_inconclusive() -> None:
 
 
 def test_the_catalogues_names_are_lower_case_paths_and_unique() -> None:
-    names = [r.name for r in (*catalogue.rows(), *catalogue.controls())] + [
+    names = [r.name for r in (*catalogue.rows(), *catalogue.sabotaged_rows())] + [
         p.name for p in catalogue.plans()
     ]
     assert len(names) == len(set(names)) and all(n == n.lower() and " " not in n for n in names)

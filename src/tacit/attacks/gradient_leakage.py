@@ -257,7 +257,7 @@ class GradientMatching:
             restarts=restarts,
             step_size=1.0,
             box=None,
-            tolerance=1e-10,
+            tolerance=1e-8,
         )
 
     @classmethod
@@ -486,7 +486,7 @@ class _Search:
         self.masks = (
             None
             if seen.masks is None
-            else [m.to(like.device, like.dtype).flatten(1) for m in seen.masks]
+            else [m.to(like.device, like.dtype).reshape(len(m), -1) for m in seen.masks]
         )
         squares = [t.square().sum(1) for t in targets]
         self._norms = torch.stack(squares).sum(0).sqrt().clamp_min(torch.finfo(like.dtype).tiny)
@@ -499,7 +499,8 @@ class _Search:
         one = torch.zeros(1, *self.recipe.input_shape, dtype=self.dtype, device=self.device)
         first = {n: p if self._shared else p[0] for n, p in self.parameters.items()}
         with torch.no_grad():
-            return int(functional_call(module, first, (one,)).shape[-1])
+            scores = functional_call(module, {**_buffers(module, one), **first}, (one,))
+        return int(scores.shape[-1])
 
     def starting_points(self, generator: torch.Generator) -> Tensor:
         """(V * R, size), drawn at once so that the way it is cut into stacks changes nothing."""
@@ -595,7 +596,7 @@ class _Stack:
         one, one fused operation a parameter. Its squared norm gives the distance without the
         cancellation of 1 - cos near zero.
         """
-        flat = [u.flatten(1) for u in updates]
+        flat = [u.reshape(len(u), -1) for u in updates]
         if self.masks is not None:
             flat = [u * m for u, m in zip(flat, self.masks, strict=True)]
         if self.search.settings.distance is Distance.EUCLIDEAN:
@@ -737,10 +738,7 @@ def _update_function(
     module: nn.Module, recipe: UpdateRecipe, like: Tensor
 ) -> Callable[[dict[str, Tensor], Tensor, Tensor], tuple[Tensor, ...]]:
     """(weights, records (B, ...), labels) -> the update they cause, as a mean gradient."""
-    buffers = {
-        name: value.detach().to(like) if value.is_floating_point() else value.detach()
-        for name, value in module.named_buffers()
-    }
+    buffers = _buffers(module, like)
 
     def loss(parameters: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
         scores = functional_call(module, {**buffers, **parameters}, (images,))
@@ -778,6 +776,13 @@ def _update_function(
     return local if recipe.participants == 1 else average
 
 
+def _buffers(module: nn.Module, like: Tensor) -> dict[str, Tensor]:
+    return {
+        name: value.detach().to(like) if value.is_floating_point() else value.detach()
+        for name, value in module.named_buffers()
+    }
+
+
 def _total_variation(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean absolute difference of neighbours, (n,), and its derivative, for (n, B, ..., H, W)."""
     down, across = images.diff(dim=-2), images.diff(dim=-1)
@@ -813,12 +818,12 @@ def _checked_targets(
                 f"{name} of the seen updates: one tensor (victims, *shape) for each of the shapes "
                 f"{shapes} expected, shapes {[tuple(t.shape) for t in tensors]} came"
             )
-    targets = [t.detach().to(dtype).flatten(1) for t in seen.values]
+    targets = [t.detach().to(dtype).reshape(len(t), -1) for t in seen.values]
     if not len(targets[0]):
         raise ConfigError("at least one victim's update expected, none came")
     if seen.masks is not None:
         targets = [
-            torch.where(mask.flatten(1).bool(), target, 0)
+            torch.where(mask.bool().view_as(target), target, 0)
             for target, mask in zip(targets, seen.masks, strict=True)
         ]
     if not all(bool(t.isfinite().all()) for t in targets):

@@ -104,8 +104,8 @@ def reproduce_leakage(*, quick: bool, seed: int, progress: Progress) -> dict[str
         for case in _cases(quick):
             add(_inverting(case, cifar10 if case.convolutions else mnist, quick, seed))
         add(_dlg(mnist, quick, seed))
-    for data in (mnist, cifar10):
-        add(_speedup(data, quick, seed))
+        for data in (mnist, cifar10):
+            add(_speedup(data, quick, seed))
     return {"title": "Gradient leakage", "quick": quick, "seed": seed, "figures": figures}
 
 
@@ -369,7 +369,7 @@ def _one_thread() -> Iterator[None]:
     """Keep to one thread, and restore the caller's number afterwards.
 
     The operations are so small that waiting for a second thread, on a machine that does other work
-    too, can cost ten times what it saves.
+    too, can cost ten times what it saves, and would flatter the stack in a comparison of speed.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

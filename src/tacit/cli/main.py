@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import fields, replace
-from enum import Enum
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import click
 import typer
@@ -22,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import tacit
-from tacit.core.errors import ConfigError, TacitError, UnknownName
+from tacit.core.errors import TacitError, UnknownName
 
 app = typer.Typer(
     help="Measure what a neural network leaks; train, share and serve networks without leaking.",
@@ -39,53 +37,11 @@ Quick = Annotated[
     bool, typer.Option("--quick", help="The same code with fewer seeds and smaller sizes.")
 ]
 
-T = TypeVar("T")
-
 _INTERRUPTED = 130
 
 
-def _chosen(kind: str, wanted: str | None, known: Iterable[T]) -> list[T]:
-    by_name = {str(getattr(item, "name")): item for item in known}  # noqa: B009 - rows and plans both have a name
-    if wanted is None:
-        return list(by_name.values())
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    for name in names:
-        if name not in by_name:
-            raise UnknownName(kind, name, by_name)
-    return [by_name[name] for name in names]
-
-
-def _changed(rows: list[Any], changes: list[str]) -> list[Any]:
-    """Rows with the settings of ``--set protection.setting=value``."""
-    by_name = {row.name: row for row in rows}
-    for change in changes:
-        target, _, value = change.partition("=")
-        name, _, setting = target.partition(".")
-        if not setting or not value:
-            raise ConfigError(
-                f"--set takes PROTECTION.SETTING=VALUE, for instance local-dp-low.clip=2; got {change!r}"
-            )
-        if name not in by_name:
-            raise UnknownName("protection in this run", name, by_name)
-        row = by_name[name]
-        known = {f.name: getattr(row.protection, f.name) for f in fields(row.protection)}
-        if setting not in known:
-            raise UnknownName(f"setting of {name}", setting, known)
-        protection = replace(row.protection, **{setting: _converted(change, value, known[setting])})
-        by_name[name] = replace(row, protection=protection)
-    return list(by_name.values())
-
-
-def _converted(change: str, value: str, like: Any) -> object:
-    try:
-        return type(like)(value)
-    except ValueError:
-        kinds = (
-            ", ".join(e.value for e in type(like))
-            if isinstance(like, Enum)
-            else type(like).__name__
-        )
-        raise ConfigError(f"--set {change}: {kinds} expected, got {value!r}") from None
+def _names(listed: str | None) -> list[str] | None:
+    return None if listed is None else [name.strip() for name in listed.split(",") if name.strip()]
 
 
 @app.command()
@@ -132,24 +88,8 @@ def compare(
     on from there.
     """
     from tacit import catalogue
-    from tacit.audit.compare import compare as run_compare
     from tacit.audit.report import matrix_table
 
-    rows = _chosen(
-        "protection", protections, (*catalogue.rows(quick=quick), *catalogue.controls(quick=quick))
-    )
-    if not controls:
-        rows = [row for row in rows if not row.control]
-    rows = _changed(rows, setting or [])
-    plans = _chosen("attack", attacks, catalogue.plans(quick=quick))
-    settings = catalogue.settings(dataset, quick=quick)
-    settings = replace(
-        settings,
-        seed=seed,
-        seeds=settings.seeds if seeds is None else seeds,
-        owners=settings.owners if owners is None else owners,
-        records=settings.records if records is None else records,
-    )
     folder = out or Path("tacit-report") / (dataset + ("-quick" if quick else ""))
     with _progress_bar() as bar:
         task = bar.add_task("starting", total=None)
@@ -157,8 +97,20 @@ def compare(
         def watch(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        result = run_compare(
-            settings, rows, plans, out=folder, overwrite=overwrite, quick=quick, watch=watch
+        result = catalogue.compare(
+            dataset,
+            protections=_names(protections),
+            attacks=_names(attacks),
+            changes=setting or (),
+            controls=controls,
+            seeds=seeds,
+            seed=seed,
+            owners=owners,
+            records=records,
+            out=folder,
+            overwrite=overwrite,
+            quick=quick,
+            watch=watch,
         )
     if as_json:
         _print_json(result)
