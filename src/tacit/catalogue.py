@@ -318,6 +318,7 @@ def compare(  # noqa: PLR0913 - each is an option of `tacit compare`
     seed: int = 0,
     owners: int | None = None,
     records: int | None = None,
+    split: str = "iid",
     out: Path | None = None,
     overwrite: bool = False,
     quick: bool = False,
@@ -335,6 +336,7 @@ def compare(  # noqa: PLR0913 - each is an option of `tacit compare`
         seed: the first of them.
         owners: owners among whom the training records are split.
         records: training records of each owner.
+        split: iid, or label: each owner holds few labels.
         out: folder for the report; None writes nothing.
         overwrite: replace what the folder holds of another run.
         quick: fewer seeds and smaller sizes.
@@ -359,6 +361,7 @@ def compare(  # noqa: PLR0913 - each is an option of `tacit compare`
         seeds=sizes.seeds if seeds is None else seeds,
         owners=sizes.owners if owners is None else owners,
         records=sizes.records if records is None else records,
+        split=split,
     )
     columns = _chosen("attack", attacks, plans(quick=quick))
     return run_compare(
@@ -381,6 +384,8 @@ def _chosen(kind: str, wanted: Sequence[str | T] | None, known: Sequence[T]) -> 
             out.append(by_name[item])
         else:
             raise UnknownName(kind, item, by_name)
+    if twice := [item.name for item in out if sum(o.name == item.name for o in out) > 1]:
+        raise ConfigError(f"{kind} {twice[0]!r} is asked for twice")
     return out
 
 

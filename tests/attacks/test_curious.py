@@ -97,14 +97,10 @@ def test_noise_ruins_the_reconstruction_and_least_squares_bear_more_of_it_than_o
     assert error(1.0) > 0.3
 
 
-def test_records_that_arrive_in_the_clear_are_the_result(task: Task) -> None:
-    leaked = GradientLeakage().reconstruct(
-        seen(Centralised(epochs=1, batch_size=4), task, SERVER), knowledge(task), generator()
-    )
-    assert {item.road for item in leaked} == {"plaintext"}
-    torch.testing.assert_close(
-        torch.cat([i.images for i in leaked]), torch.cat([s[0] for s in task.shards])
-    )
+def test_records_that_arrive_in_the_clear_are_no_gradient_leakage(task: Task) -> None:
+    access = seen(Centralised(epochs=1, batch_size=4), task, SERVER)
+    with pytest.raises(NotEnoughEvidence, match="no update was seen"):
+        GradientLeakage().reconstruct(access, knowledge(task), generator())
 
 
 def test_one_model_alone_is_not_enough_evidence(task: Task) -> None:
@@ -120,12 +116,15 @@ def test_what_must_be_known_is_asked_for(task: Task) -> None:
         )
 
 
-def test_exposure_reads_records_off_in_any_width_and_only_whole_ones(task: Task) -> None:
+def test_exposure_reads_records_off_in_any_width_beside_other_columns_and_only_whole_ones(
+    task: Task,
+) -> None:
     record = task.shards[0][0][0]
-    for array in (record.numpy(), record.double().numpy(), (record * 255).round().byte().numpy()):
+    labelled = torch.cat([torch.zeros(5, 1), torch.stack([record.flatten()] * 5)], 1)
+    for array in (record.numpy(), record.double().numpy(), labelled.numpy()):
         rows = PlaintextExposure().recover(
             RoleView(Observation(intermediates=(("x", array),))), Knowledge(input_shape=(1, 4, 4))
         )
-        torch.testing.assert_close(rows, record[None], atol=0.002, rtol=0)
+        assert any(torch.equal(row, record) for row in rows)
     partial = Observation(intermediates=(("x", record.numpy().reshape(-1)[:15]),))
     assert not len(PlaintextExposure().recover(RoleView(partial), Knowledge(input_shape=(1, 4, 4))))

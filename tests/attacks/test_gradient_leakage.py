@@ -233,8 +233,10 @@ def test_hungarian_matching_finds_a_permutation_and_survives_nan():
     assert torch.equal(shuffle[order], torch.arange(6))
     shuffled[2] = math.nan
     assert torch.equal(shuffle[match_batch(shuffled, originals)], torch.arange(6))
-    with pytest.raises(ConfigError):
-        match_batch(originals, originals[:3])
+    some = match_batch(shuffled, originals[:3])  # a record used twice is reconstructed twice
+    assert shuffle[some].tolist() == [0, 1, 2]
+    with pytest.raises(ConfigError, match="a reconstruction for each original"):
+        match_batch(originals[:3], originals)
 
 
 def sgd(net, images, labels, *, steps, batch, rate):

@@ -227,25 +227,22 @@ def test_images_are_checked():
 
 
 @pytest.mark.parametrize(
-    ("interval", "baseline_leaks", "is_baseline", "expected"),
+    ("interval", "baseline_leaks", "expected"),
     [
-        ((0.51, 0.7), True, False, "leaks"),
-        ((0.51, 0.7), False, True, "leaks"),
-        ((0.50, 0.7), True, False, "contained"),  # touching chance is including it
-        ((0.40, 0.50), True, False, "contained"),
-        ((0.40, 0.6), False, False, "inconclusive"),  # the attack never worked here
-        ((0.40, 0.6), True, True, "inconclusive"),
-        ((0.30, 0.49), True, False, "inconclusive"),  # below chance: something is odd
+        ((0.51, 0.7), True, "leaks"),
+        ((0.51, 0.7), False, "leaks"),
+        ((0.50, 0.7), True, "contained"),  # touching chance is including it
+        ((0.40, 0.50), True, "contained"),
+        ((0.40, 0.6), False, "inconclusive"),  # the attack never worked here
+        ((0.30, 0.49), True, "inconclusive"),  # below chance: something is odd
     ],
 )
-def test_verdict(interval, baseline_leaks, is_baseline, expected):
-    found = verdict(
-        sum(interval) / 2, interval, 0.5, baseline_leaks=baseline_leaks, is_baseline=is_baseline
-    )
+def test_verdict(interval, baseline_leaks, expected):
+    found = verdict(sum(interval) / 2, interval, 0.5, baseline_leaks=baseline_leaks)
     assert found == expected
 
 
 def test_verdict_refuses_what_is_no_figure():
     for value, interval in [(math.nan, (0.4, 0.6)), (0.5, (math.nan, 1.0)), (0.5, (0.6, 0.4))]:
         with pytest.raises(DataError):
-            verdict(value, interval, 0.5, baseline_leaks=True, is_baseline=False)
+            verdict(value, interval, 0.5, baseline_leaks=True)

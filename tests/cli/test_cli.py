@@ -174,5 +174,5 @@ def test_ctrl_c_keeps_finished_cells_and_the_same_command_goes_on(tmp_path: Path
     assert started.returncode == 130, err.decode()
     kept = json.loads((tmp_path / "report.json").read_text())
     assert kept["complete"] is False
-    assert kept["protections"][0]["cells"]["gradient-leakage@server"]["verdict"] == "leaks"
+    assert kept["protections"][0]["cells"]["plaintext-exposure@server"]["verdict"] == "leaks"
     assert b"goes on" in err and b"Traceback" not in err

@@ -6,7 +6,7 @@ import pytest
 from tacit.core import errors
 from tacit.core.errors import (
     ConfigError,
-    DataError,
+    Diverged,
     PeerRefused,
     TacitError,
     TooFewParties,
@@ -68,9 +68,10 @@ def test_too_few_parties_names_who_is_missing_and_why():
 
 
 @pytest.mark.parametrize("kind", classes(), ids=lambda kind: kind.__name__)
-def test_every_class_that_a_text_can_make_is_found_by_its_name(kind):
+def test_every_class_that_a_peer_may_name_is_found_by_its_name(kind):
     found = by_name(kind.__name__)
-    if kind in (UnknownName, TooFewParties):  # these take more than a text
+    # A caller's mistakes are not a peer's to report, and TooFewParties takes more than a text.
+    if issubclass(kind, ConfigError) or kind is TooFewParties:
         assert found is PeerRefused
     else:
         assert found is kind and str(found("text")) == "text"
@@ -81,4 +82,4 @@ def test_every_class_that_a_text_can_make_is_found_by_its_name(kind):
 )
 def test_a_name_that_is_not_in_the_tree_is_a_refusal(name):
     assert by_name(name) is PeerRefused
-    assert by_name("DataError") is DataError
+    assert by_name("Diverged") is Diverged

@@ -12,16 +12,23 @@ import torch
 
 from tacit.core.claims import PrivacyLoss
 from tacit.core.coins import Coins
-from tacit.core.errors import Diverged, ProtocolError, TooFewParties, WireError
+from tacit.core.errors import (
+    BudgetExhausted,
+    DataError,
+    Diverged,
+    ProtocolError,
+    TooFewParties,
+    WireError,
+)
 from tacit.core.wire import Message
-from tacit.dp.mechanisms import Noise
+from tacit.dp.mechanisms import Noise, NoisyVector
 from tacit.nn.federated import FederatedMember, Rounds, Task, honest_work, train_federated
-from tacit.nn.local_work import Share, accuracy, load_parameters, parameters_of
+from tacit.nn.local_work import LocalUpdate, Share, accuracy, load_parameters, parameters_of
 from tacit.parties.faults import Fault, Harm
 from tacit.parties.links.local import LocalHub
 from tacit.parties.roles import SERVER, Role, owners
 from tacit.parties.views import DIGEST, FULL
-from tacit.training.local_dp import LocalDP
+from tacit.training.local_dp import LocalDP, NoisyWork
 from tacit.training.plain import Centralised, FederatedAveraging, FederatedSGD
 
 COINS = Coins.from_seed(b"training tests")
@@ -111,6 +118,29 @@ def test_the_noise_of_local_dp_has_the_claimed_deviation_and_differs_everywhere(
     assert runs[0].seeded
 
 
+def test_a_gradient_that_is_not_finite_is_released_as_noise_and_not_told(task: Task) -> None:
+    class Broken:
+        def update(self, model: object, round: int) -> LocalUpdate:
+            raise Diverged("loss nan")
+
+    mechanism = NoisyVector(clip=1.0, noise_multiplier=0.5)
+    work = NoisyWork(work=Broken(), mechanism=mechanism, examples=2, coins=Coins.from_seed(b"n"))
+    update = work.update(parameters_of(task.start), 0)
+    assert update.examples == 2 and all(np.isfinite(a).all() for a in update.arrays)
+    assert 0.5 < np.std(np.concatenate([a.reshape(-1) for a in update.arrays])) < 1.5
+
+
+def test_each_round_has_noise_of_its_own_however_often_a_member_is_restored(task: Task) -> None:
+    honest = honest_work(task, Share.GRADIENT, batch_size=2)[Role("owner", 0)]
+    mechanism = NoisyVector(clip=1e-9, noise_multiplier=1e9)
+
+    def noise(round: int) -> np.ndarray:
+        work = NoisyWork(work=honest, mechanism=mechanism, examples=2, coins=Coins.from_seed(b"n"))
+        return work.update(parameters_of(task.start), round).arrays[0]
+
+    assert not np.allclose(noise(0), noise(1), atol=0.1)
+
+
 def test_the_claim_of_local_dp_names_unit_relation_accountant_and_the_composed_total() -> None:
     value = LocalDP(rounds=100, noise_multiplier=1.0).claims()[0].value
     assert isinstance(value, PrivacyLoss)
@@ -163,6 +193,22 @@ def test_a_participant_observes_the_mean_update_of_the_others(
         for part, array in enumerate(aggregate.arrays):
             expected = np.mean([u.arrays[part] for u in others], axis=0)
             np.testing.assert_allclose(array, expected, atol=2e-5)
+
+
+def test_a_participant_takes_its_own_update_away_rightly_where_replies_are_lost(task: Task) -> None:
+    like = parameters_of(task.start)
+    work = honest_work(task, Share.GRADIENT, batch_size=2)
+    faults = (Fault(role=Role("owner", 2), at=1, harm=Harm.DROP_REPLY),)
+    members = {r: FederatedMember(w, like, rounds=3) for r, w in work.items()}
+    hub = LocalHub(members, faults=faults, recording=FULL)
+    train_federated(hub, task.start, Rounds(rounds=3, rate=-0.3, at_least=2))
+    scheme = FederatedSGD(rounds=3, batch_size=2, learning_rate=0.3)
+    aggregates = scheme.observe(hub.views[Role("owner", 0)], Role("owner", 0)).aggregates
+    assert [a.senders for a in aggregates] == [2, 1, 2]
+    at_server = scheme.observe(hub.views[SERVER], SERVER).updates
+    [other] = [u for u in at_server if u.round == 1 and u.sender == Role("owner", 1)]
+    for a, b in zip(aggregates[1].arrays, other.arrays, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 def test_centralised_training_shows_records_to_the_server_and_the_model_to_owners(
@@ -255,16 +301,21 @@ def test_the_stated_cost_is_what_the_meter_says(rounds: int, task: Task) -> None
 def test_a_member_answers_a_round_once_and_refuses_other_shapes(task: Task) -> None:
     like = parameters_of(task.start)
     member = FederatedMember(
-        honest_work(task, Share.GRADIENT, batch_size=1)[Role("owner", 0)], like
+        honest_work(task, Share.GRADIENT, batch_size=1)[Role("owner", 0)], like, rounds=5
     )
-    request = Message("round", model=like, round=3, members=3)
+    request = Message("round", model=like, round=3, counted=0, examples=0)
     assert member.handle(request).tag == "update"
     with pytest.raises(ProtocolError, match="answered before"):
         member.handle(request)
+    with pytest.raises(BudgetExhausted, match="round 5 asked, 5 rounds were agreed on"):
+        member.handle(Message("round", model=like, round=5, counted=0, examples=0))
+    with pytest.raises(Diverged, match="model of round 4 is not finite"):
+        broken = [np.full_like(a, np.nan) for a in like]
+        member.handle(Message("round", model=broken, round=4, counted=0, examples=0))
     with pytest.raises(ProtocolError, match="expected 'round'"):
         member.handle(Message("other", model=like))
     with pytest.raises(WireError, match="expected arrays"):
-        member.handle(Message("round", model=like[:1], round=4, members=3))
+        member.handle(Message("round", model=like[:1], round=4, counted=0, examples=0))
 
 
 def test_a_member_replaced_by_its_restored_self_in_mid_training_changes_nothing(task: Task) -> None:
@@ -272,7 +323,7 @@ def test_a_member_replaced_by_its_restored_self_in_mid_training_changes_nothing(
 
     def members() -> dict[Role, FederatedMember]:
         work = honest_work(task, Share.GRADIENT, batch_size=2)
-        return {r: FederatedMember(w, like) for r, w in work.items()}
+        return {r: FederatedMember(w, like, rounds=4) for r, w in work.items()}
 
     undisturbed = train_federated(LocalHub(members()), task.start, Rounds(rounds=4, rate=-0.3))
     before, after = members(), members()[role]
@@ -287,14 +338,14 @@ def test_a_member_replaced_by_its_restored_self_in_mid_training_changes_nothing(
     for a, b in zip(undisturbed, again, strict=True):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(ProtocolError, match="answered before"):  # the restored one did the last two
-        after.handle(Message("round", model=like, round=3, members=3))
+        after.handle(Message("round", model=like, round=3, counted=0, examples=0))
 
 
 def test_a_member_that_dies_ends_training_that_needs_all(task: Task) -> None:
     like = parameters_of(task.start)
     work = honest_work(task, Share.GRADIENT, batch_size=2)
     faults = (Fault(role=Role("owner", 1), at=2, harm=Harm.DIE),)
-    hub = LocalHub({r: FederatedMember(w, like) for r, w in work.items()}, faults=faults)
+    hub = LocalHub({r: FederatedMember(w, like, rounds=4) for r, w in work.items()}, faults=faults)
     with pytest.raises(TooFewParties, match="owner 1: no reply in time"):
         train_federated(hub, task.start, Rounds(rounds=4, rate=-0.3))
 
@@ -303,7 +354,7 @@ def test_training_goes_on_without_a_dropped_member_where_fewer_are_allowed(task:
     like = parameters_of(task.start)
     work = honest_work(task, Share.GRADIENT, batch_size=2)
     faults = (Fault(role=Role("owner", 2), at=1, harm=Harm.DIE),)
-    hub = LocalHub({r: FederatedMember(w, like) for r, w in work.items()}, faults=faults)
+    hub = LocalHub({r: FederatedMember(w, like, rounds=4) for r, w in work.items()}, faults=faults)
     model = train_federated(hub, task.start, Rounds(rounds=4, rate=-0.3, at_least=2))
     trained = copy.deepcopy(task.start)
     load_parameters(trained, model)
@@ -316,7 +367,7 @@ def test_records_that_are_not_finite_stop_training_and_name_the_owner(
 ) -> None:
     shards = list(task.shards)
     shards[1] = (torch.full_like(shards[1][0], float("nan")), shards[1][1])
-    with pytest.raises(Diverged, match="owner 1"):
+    with pytest.raises(DataError, match=r"records of owner 1 .* not finite"):
         scheme.train(replace(task, shards=tuple(shards)), coins=COINS)
 
 

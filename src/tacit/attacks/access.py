@@ -119,28 +119,20 @@ TrainFunction = Callable[[Tensor, Tensor, torch.Generator], nn.Module]
 class Knowledge:
     """What the adversary knows before it starts; what is None it does not know.
 
+    What the protocol itself tells every party (batch size, local steps, learning rate) comes with the observation.
+
     Args:
         architecture: a module of the target's shape; its weights mean nothing.
         input_shape: shape of one record.
         classes: number of classes.
-        batch_size: records behind one local step of one participant.
-        local_steps: local steps behind one update.
-        learning_rate: step size that turned gradients into models.
-        participants: number of participants whose updates are combined.
         population: records and labels like the target's, none of them the target's.
-        own_data: the adversary's own training records, where it takes part.
         train_fn: trains a model as the target was trained, on records of the adversary's choice.
     """
 
     architecture: nn.Module | None = field(default=None, repr=False)
     input_shape: tuple[int, ...] | None = None
     classes: int | None = None
-    batch_size: int | None = None
-    local_steps: int | None = None
-    learning_rate: float | None = None
-    participants: int | None = None
     population: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
-    own_data: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     train_fn: TrainFunction | None = field(default=None, repr=False)
 
     def described(self) -> dict[str, object]:
@@ -148,16 +140,12 @@ class Knowledge:
         said: dict[str, object] = {}
         if self.architecture is not None:
             said["architecture"] = type(self.architecture).__name__
-        for name in (
-            "input_shape", "classes", "batch_size", "local_steps", "learning_rate", "participants",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None:
-                said[name] = list(value) if isinstance(value, tuple) else value
+        if self.input_shape is not None:
+            said["input_shape"] = list(self.input_shape)
+        if self.classes is not None:
+            said["classes"] = self.classes
         if self.population is not None:
             said["population_records"] = len(self.population[0])
-        if self.own_data is not None:
-            said["own_records"] = len(self.own_data[0])
         if self.train_fn is not None:
             said["training_recipe"] = True
         return said

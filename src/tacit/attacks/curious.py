@@ -1,8 +1,8 @@
 """What a curious server, or a curious participant, does with the updates that it sees.
 
 It ties `tacit.attacks.gradient_leakage` to an observation. The server holds every member's update; a participant holds the
-models of successive rounds and so the mean update of the others. Where records arrive in the clear there is nothing to
-invert, and they are the result.
+models of successive rounds and so the mean update of the others. Records that arrive
+in the clear are not its business: see `tacit.attacks.exposure`.
 
 Assumes: the numbers that an `Update` carries (its scale, local steps, batch size and number of senders), which every party
 of the protocol knows; that all senders weigh the same; that no record occurs twice within one update.
@@ -35,7 +35,7 @@ from tacit.attacks.gradient_leakage import (
     match_gradients,
 )
 from tacit.core.errors import ConfigError, NotEnoughEvidence
-from tacit.parties.views import Arrays, Observation, Update
+from tacit.parties.views import Arrays, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +43,13 @@ class Leaked:
     """What came back from one update.
 
     Args:
-        update: the update; None where records stood in the clear.
+        update: the update.
         images: (records, *input shape).
-        labels: (records,) int64, as inferred; -1 where none was.
-        road: how: "plaintext", "division", "least squares" or "gradient matching".
+        labels: (records,) int64, as inferred.
+        road: how: "division", "least squares" or "gradient matching".
     """
 
-    update: Update | None = field(repr=False)
+    update: Update = field(repr=False)
     images: Tensor = field(repr=False)
     labels: Tensor
     road: str
@@ -88,17 +88,13 @@ class GradientLeakage:
 
         Raises:
             ConfigError: something that is needed is not known.
-            NotEnoughEvidence: the observation holds neither records nor updates.
+            NotEnoughEvidence: the observation holds no update.
         """
         knowledge.need(self.name, ["architecture", "input_shape", "classes"])
         observation = access.observation
-        if plain := _plaintext(observation, knowledge, self.victims):
-            return plain
         seen = self._first(observation.updates or observation.aggregates)
         if not seen:
-            raise NotEnoughEvidence(
-                "a single model and no update was seen: there is no difference of models to invert"
-            )
+            raise NotEnoughEvidence("no update was seen, nor two models whose difference is one")
         if _divides_out(knowledge.architecture, seen[0]):
             return [_divided(update, knowledge) for update in seen]
         return self._match(seen, knowledge, generator, progress)
@@ -168,23 +164,6 @@ def _recipe_key(update: Update) -> tuple[object, ...]:
 
 def _tensors(arrays: Arrays) -> list[Tensor]:
     return [torch.from_numpy(np.array(a, np.float32)) for a in arrays]
-
-
-def _plaintext(observation: Observation, knowledge: Knowledge, victims: int) -> list[Leaked]:
-    shape = knowledge.input_shape or ()
-    found = []
-    for _, array in observation.intermediates:
-        if array.dtype.kind == "f" and array.shape[1:] == shape:
-            images = torch.from_numpy(np.array(array[:victims], np.float32))
-            found.append(
-                Leaked(
-                    update=None,
-                    images=images,
-                    labels=torch.full((len(images),), -1),
-                    road="plaintext",
-                )
-            )
-    return found
 
 
 def _divides_out(module: nn.Module | None, update: Update) -> bool:

@@ -443,18 +443,18 @@ def match_batch(reconstructed: Tensor, originals: Tensor) -> Tensor:
     A gradient says nothing about the order within its batch.
 
     Args:
-        reconstructed: (B, ...).
-        originals: same shape.
+        reconstructed: (R, ...).
+        originals: (B, ...), B at most R: a record that was used twice is reconstructed twice.
 
     Returns:
         (B,) int64 such that ``reconstructed[permutation]`` lines up with ``originals``.
 
     Raises:
-        ConfigError: the shapes differ.
+        ConfigError: there are fewer reconstructions than originals, or of other shapes.
     """
-    if reconstructed.shape != originals.shape:
+    if reconstructed.shape[1:] != originals.shape[1:] or len(reconstructed) < len(originals):
         raise ConfigError(
-            f"two batches of one shape expected, {tuple(reconstructed.shape)} and "
+            f"a reconstruction for each original expected, shapes {tuple(reconstructed.shape)} and "
             f"{tuple(originals.shape)} came"
         )
     first, second = originals.flatten(1).double(), reconstructed.flatten(1).double()

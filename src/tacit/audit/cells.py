@@ -27,8 +27,8 @@ from tacit.audit import statistics
 from tacit.core.coins import Coins
 from tacit.core.errors import NotEnoughEvidence
 from tacit.nn.federated import Progress, Task, honest_work
-from tacit.nn.local_work import HonestTraining, Share
-from tacit.parties.roles import SERVER, Role
+from tacit.nn.local_work import Share
+from tacit.parties.roles import SERVER, Role, owners
 from tacit.parties.runs import Opened, Run
 from tacit.parties.views import Observation, Recording, Update, View
 
@@ -270,16 +270,15 @@ class LeakageAt:
         except NotEnoughEvidence as reason:
             return Measurement(metric=self.metric, knowledge=knowledge.described(), why=str(reason))
         truth = _Truth(trial, role)
-        behind = [truth.records(item) for item in leaked]
-        control = [truth.others(item) for item in leaked]
-        nearest = [_nearest(item.images, trial.members[0]) for item in leaked]
-        n = sum(map(len, behind))
-        hits = sum(len(set(found) & set(rows)) for found, rows in zip(nearest, behind, strict=True))
-        misses = sum(
-            len(set(found) & set(rows)) for found, rows in zip(nearest, control, strict=True)
-        )
-        others = sum(map(len, control))
-        chance = max(misses / others if others else 0.0, len(behind[0]) / len(trial.members[0]))
+        behind = [truth.records(item.update) for item in leaked]
+        control = [truth.others(item.update) for item in leaked]
+        guesses = [_nearest(item.images, trial.members[0]) for item in leaked]
+        n, others = sum(map(len, behind)), sum(map(len, control))
+        hits = sum(len(g & set(rows)) for g, rows in zip(guesses, behind, strict=True))
+        misses = sum(len(g & set(rows)) for g, rows in zip(guesses, control, strict=True))
+        # A guess that knows nothing names as many records at random.
+        blind = sum(len(g) * len(rows) for g, rows in zip(guesses, behind, strict=True))
+        chance = max(misses / others if others else 0.0, blind / n / len(trial.members[0]))
         return Measurement(
             metric=self.metric,
             value=hits / n,
@@ -287,7 +286,7 @@ class LeakageAt:
             n=n,
             chance=chance,
             interval=statistics.clopper_pearson(hits, n),
-            knowledge=knowledge.described() | _assumed(leaked[0].update),
+            knowledge=knowledge.described() | _told(leaked[0].update),
             why=_story(leaked, n),
             details=_details(leaked, behind, trial, chance=misses / others if others else None),
             figures={"images": _pictures(leaked, behind, trial)},
@@ -295,7 +294,7 @@ class LeakageAt:
 
 
 class _Truth:
-    """Which training records are behind an update; rows count through all owners' records."""
+    """Which training records are behind an update; rows count through all owners' records, each once."""
 
     def __init__(self, trial: Trial, role: Role) -> None:
         self._trial = trial
@@ -303,66 +302,54 @@ class _Truth:
         sizes = [len(inputs) for inputs, _ in trial.task.shards]
         self._first = [sum(sizes[:index]) for index in range(len(sizes))]
 
-    def _work(self, update: Update) -> dict[Role, HonestTraining]:
-        share = Share.GRADIENT if update.steps == 1 else Share.CHANGE
-        return honest_work(
-            self._trial.task,
-            share,
-            batch_size=update.batch_size,
-            local_steps=update.steps,
-            learning_rate=1.0,
-        )
-
     def _rows(self, update: Update, round: int, senders: Sequence[Role]) -> list[int]:
-        work = self._work(update)
-        return [
-            self._first[sender.index] + int(row)
-            for sender in senders
-            for row in work[sender].records(round)
+        share = Share.GRADIENT if update.steps == 1 else Share.CHANGE
+        work = honest_work(
+            self._trial.task, share, batch_size=update.batch_size, local_steps=update.steps
+        )
+        rows = [
+            self._first[role.index] + int(row)
+            for role in senders
+            for row in work[role].records(round)
         ]
+        return list(dict.fromkeys(rows))
 
     def _senders(self, update: Update) -> list[Role]:
         if update.sender is not None:
             return [update.sender]
-        return [role for role in self._work(update) if role != self._role]
+        return [role for role in owners(len(self._first)) if role != self._role]
 
-    def records(self, leaked: Leaked) -> list[int]:
-        """The records behind what leaked."""
-        if leaked.update is None:
-            return [_find(image, self._trial.members[0]) for image in leaked.images]
-        return self._rows(leaked.update, leaked.update.round, self._senders(leaked.update))
+    def records(self, update: Update) -> list[int]:
+        """The records behind an update."""
+        return self._rows(update, update.round, self._senders(update))
 
-    def others(self, leaked: Leaked) -> list[int]:
+    def others(self, update: Update) -> list[int]:
         """As many records behind another update: the next owner's, or the same owners' next round."""
-        update = leaked.update
-        if update is None:
-            return []
         if update.sender is not None:
             following = Role(update.sender.kind, (update.sender.index + 1) % len(self._first))
             return self._rows(update, update.round, [following])
-        behind = set(self.records(leaked))
+        behind = set(self.records(update))
         later = self._rows(update, update.round + 1, self._senders(update))
         return [row for row in later if row not in behind]
 
 
-def _find(image: Tensor, gallery: Tensor) -> int:
-    hits = (gallery == image).flatten(1).all(1).nonzero()
-    return int(hits[0]) if len(hits) else -1
+def _nearest(images: Tensor, gallery: Tensor) -> set[int]:
+    """The rows of the gallery that correlate most with an image; brightness and contrast do not count.
 
-
-def _nearest(images: Tensor, gallery: Tensor) -> list[int]:
-    """For each image the row of the gallery that correlates most with it; brightness and contrast do not count."""
+    A blank image, or one that is not finite, names none.
+    """
 
     def centred(stack: Tensor) -> Tensor:
         flat = stack.flatten(1)
         return nn.functional.normalize(flat - flat.mean(1, keepdim=True), dim=1)
 
-    return [int(row) for row in (centred(images) @ centred(gallery).T).argmax(1)]
+    likeness = (centred(images) @ centred(gallery).T).max(1)
+    named = likeness.values.isfinite() & (likeness.values > 0)
+    return {int(row) for row in likeness.indices[named]}
 
 
-def _assumed(update: Update | None) -> dict[str, object]:
-    if update is None:
-        return {}
+def _told(update: Update) -> dict[str, object]:
+    """What the protocol itself tells every party."""
     return {
         "batch_size": update.batch_size,
         "local_steps": update.steps,
@@ -371,20 +358,21 @@ def _assumed(update: Update | None) -> dict[str, object]:
 
 
 def _story(leaked: list[Leaked], n: int) -> str:
-    update = leaked[0].update
-    if update is None:
-        return f"{n} records read off as they arrived: there is nothing to invert"
+    first = leaked[0]
     each = n // len(leaked)
-    noisy = " noisy" if update.noisy else ""
+    noisy = " noisy" if first.update.noisy else ""
     behind = "1 record" if each == 1 else f"{each} records"
-    return f"{leaked[0].road} on {len(leaked)}{noisy} updates with {behind} behind each, from round {update.round} on"
+    told = f"{first.road} on {len(leaked)}{noisy} updates with {behind} behind each, from round {first.update.round} on"
+    if each > 1:
+        told += "; the interval takes records of one update as independent"
+    return told
 
 
 def _aligned(leaked: Leaked, rows: list[int], gallery: Tensor) -> tuple[Tensor, Tensor]:
     """Originals and reconstructions in the same order."""
     originals = gallery[rows]
     images = leaked.images.clamp(0, 1)
-    return originals, images[match_batch(images, originals)] if len(rows) > 1 else images
+    return originals, images[match_batch(images, originals)]
 
 
 def _details(
@@ -400,11 +388,10 @@ def _details(
     guessed = [
         len(set(_counted(item.labels)) & set(_counted(labels[rows]))) / len(rows)
         for item, rows in zip(leaked, behind, strict=True)
-        if item.update is not None
     ]
     return {
         "psnr_db": float(statistics.psnr(originals, images).median()),
-        "labels_inferred": sum(guessed) / len(guessed) if guessed else None,
+        "labels_inferred": sum(guessed) / len(guessed),
         "control_reidentified": chance,
         "evaluator": {
             "accuracy": trial.judge.accuracy,
@@ -439,12 +426,11 @@ def _pictures(
         for original, image, row in zip(originals, images, rows, strict=True):
             if len(shown) == SHOWN:
                 return shown
-            where = f"round {item.update.round}" if item.update is not None else "as received"
             shown.append(
                 {
                     "original": _pixels(original),
                     "reconstruction": _pixels(image),
-                    "caption": f"record {row}, {where}",
+                    "caption": f"record {row}, round {item.update.round}",
                 }
             )
     return shown

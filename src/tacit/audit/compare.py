@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -34,8 +35,8 @@ from tacit.audit import statistics
 from tacit.audit.cells import Judge, Measurement, Plan, Protection, Trial, pooled
 from tacit.audit.report import read_report, write_report
 from tacit.core.coins import Coins
-from tacit.core.errors import ConfigError, DataError, OutputError, TacitError
-from tacit.nn.data import DataSet, check_finite, load
+from tacit.core.errors import ConfigError, DataError, OutputError, TacitError, UnknownName
+from tacit.nn.data import DataSet, check_finite, load, split_by_label, split_iid
 from tacit.nn.federated import Task
 from tacit.nn.local_work import accuracy, fit
 from tacit.nn.networks import cnn, mlp
@@ -78,7 +79,8 @@ class Settings:
         dataset: name of the data set.
         owners: owners among whom the members are split.
         records: records of each owner.
-        population: records from which adversaries and the evaluator learn.
+        population: records from which adversaries (three fifths) and the evaluator (two fifths) learn.
+        split: how records are split among owners: "iid", or "label" (each owner holds few labels).
         hidden: hidden units of the target network.
         seeds: independent repetitions.
         seed: the first of them.
@@ -88,16 +90,23 @@ class Settings:
     owners: int = 10
     records: int = 40
     population: int = 990
+    split: str = "iid"
     hidden: int = 32
     seeds: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.owners, self.records, self.hidden, self.seeds) < 1 or self.population < 40:
+        if (
+            min(self.records, self.hidden, self.seeds) < 1
+            or self.owners < 2
+            or self.population < 100
+        ):
             raise ConfigError(
-                "owners, records, hidden and seeds of at least 1 and a population of at least 40 expected, got "
-                f"{self.owners}, {self.records}, {self.hidden}, {self.seeds} and {self.population}"
+                "records, hidden and seeds of at least 1, 2 owners and a population of at least 100 expected, got "
+                f"{self.records}, {self.hidden}, {self.seeds}, {self.owners} and {self.population}"
             )
+        if self.split not in ("iid", "label"):
+            raise UnknownName("way to split", self.split, ("iid", "label"))
         if self.seed < 0:
             raise ConfigError(f"a seed of 0 or more expected, got {self.seed}")
 
@@ -131,40 +140,48 @@ def _deal(data: DataSet, settings: Settings, seed: int) -> _World:
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.cat([data.inputs_train, data.inputs_test])
     labels = torch.cat([data.labels_train, data.labels_test])
-    check_finite(f"the records of {data.name}", inputs)
+    order = torch.randperm(len(inputs), generator=generator)[: _rows_needed(settings)]
+    inputs, labels = inputs[order], labels[order]
     own = settings.owners * settings.records
-    need = 2 * own + settings.population
-    if need > len(inputs):
+    if settings.split == "label":
+        parts = split_by_label(labels[:own], settings.owners, generator)
+    else:
+        parts = split_iid(own, settings.owners, generator)
+    shards = tuple((inputs[part], labels[part]) for part in parts)
+    learned = 2 * own + settings.population * 3 // 5
+    return _World(
+        task=Task(
+            name=data.name,
+            start=mlp(data.input_shape, (settings.hidden,), data.classes, generator=generator),
+            shards=shards,
+            input_shape=data.input_shape,
+            classes=data.classes,
+            seed=seed,
+        ),
+        members=(torch.cat([x for x, _ in shards]), torch.cat([y for _, y in shards])),
+        nonmembers=(inputs[own : 2 * own], labels[own : 2 * own]),
+        population=(inputs[2 * own : learned], labels[2 * own : learned]),
+        judge=train_judge(
+            inputs[learned:],
+            labels[learned:],
+            data.classes,
+            torch.Generator().manual_seed(seed + 7_919),
+        ),
+        seed=seed,
+    )
+
+
+def _rows_needed(settings: Settings) -> int:
+    return 2 * settings.owners * settings.records + settings.population
+
+
+def _check_rows(data: DataSet, settings: Settings) -> None:
+    have, need = len(data.inputs_train) + len(data.inputs_test), _rows_needed(settings)
+    if need > have:
         raise ConfigError(
             f"{settings.owners} owners of {settings.records} records, as many non-members and a population of "
-            f"{settings.population} need {need} rows; {data.name} has {len(inputs)}: use fewer owners or records"
+            f"{settings.population} need {need} rows; {data.name} has {have}: use fewer owners or records"
         )
-    order = torch.randperm(len(inputs), generator=generator)[:need]
-    inputs, labels = inputs[order], labels[order]
-    shards = tuple(
-        zip(
-            torch.split(inputs[:own], settings.records),
-            torch.split(labels[:own], settings.records),
-            strict=True,
-        )
-    )
-    task = Task(
-        name=data.name,
-        start=mlp(data.input_shape, (settings.hidden,), data.classes, generator=generator),
-        shards=shards,
-        input_shape=data.input_shape,
-        classes=data.classes,
-        seed=seed,
-    )
-    population = inputs[2 * own :], labels[2 * own :]
-    return _World(
-        task=task,
-        members=(inputs[:own], labels[:own]),
-        nonmembers=(inputs[own : 2 * own], labels[own : 2 * own]),
-        population=population,
-        judge=train_judge(*population, data.classes, torch.Generator().manual_seed(seed + 7_919)),
-        seed=seed,
-    )
 
 
 def train_judge(inputs: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> Judge:
@@ -175,8 +192,8 @@ def train_judge(inputs: Tensor, labels: Tensor, classes: int, generator: torch.G
     """
     cut = len(inputs) * 4 // 5
     noise = torch.rand(inputs.shape, generator=generator)
-    pixels = torch.randperm(inputs[0].numel(), generator=generator)
-    shuffled = inputs.flatten(1)[:, pixels].reshape(inputs.shape)
+    pixels = torch.rand(inputs.flatten(1).shape, generator=generator).argsort(1)
+    shuffled = inputs.flatten(1).gather(1, pixels).reshape(inputs.shape)
     around = (inputs.mean(0) + 0.3 * (noise - 0.5)).clamp(0, 1)
     kind = torch.arange(len(inputs)) % 3
     mask = [(kind == k).reshape(-1, *[1] * (inputs.dim() - 1)) for k in range(3)]
@@ -251,6 +268,11 @@ class _Progress:
     def any_cell(self) -> bool:
         return any(kept["cells"] for kept in self.rows.values())
 
+    def errors(self) -> bool:
+        return any(
+            "error" in cell for kept in self.rows.values() for cell in kept["cells"].values()
+        )
+
     def remove(self) -> None:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
@@ -268,26 +290,43 @@ def plain(value: Any) -> Any:
 
 
 def _fingerprint(
-    settings: Settings, rows: Sequence[Row], plans: Sequence[Plan], sources: str
+    settings: Settings, rows: Sequence[Row], plans: Sequence[Plan], data: DataSet
 ) -> str:
+    """What a run's results follow from: results of other settings, data or code are not mixed with them."""
     said = {
         "schema": SCHEMA,
         "version": tacit.__version__,
-        "sources": sources,
+        "sources": _sources_digest([*(r.protection for r in rows), *plans]),
         "settings": plain(settings),
-        "rows": [(row.name, type(row.protection).__name__, plain(row.protection)) for row in rows],
-        "plans": [(plan.name, plain(plan)) for plan in plans],
+        "rows": [
+            (r.name, r.unprotected, r.control, type(r.protection).__name__, plain(r.protection))
+            for r in rows
+        ],
+        "plans": [(plan.name, type(plan).__name__, plain(plan)) for plan in plans],
     }
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=_unnamed).encode())
+    for tensor in (data.inputs_train, data.labels_train, data.inputs_test, data.labels_test):
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
-def sources_digest() -> str:
-    """A digest of the package's own code: results of other code are not mixed with this code's."""
+def _unnamed(value: object) -> str:
+    """A setting that has no plain form counts by its type: its address would change with every run."""
+    return type(value).__name__
+
+
+def _sources_digest(users: Sequence[object]) -> str:
+    """A digest of the package's code and of the files that the user's own protections and attacks come from."""
     root = Path(tacit.__file__).parent
+    paths = set(root.rglob("*.py"))
+    for item in users:
+        file = getattr(sys.modules.get(type(item).__module__), "__file__", None)
+        if file is not None:
+            paths.add(Path(file))
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+    for path in sorted(paths):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def compare(
@@ -324,7 +363,11 @@ def compare(
     """
     _check_names(rows, plans)
     data = data or load(settings.dataset)
-    fingerprint = _fingerprint(settings, rows, plans, sources_digest())
+    _check_rows(data, settings)
+    check_finite(f"the records of {data.name}", data.inputs_train)
+    check_finite(f"the records of {data.name}", data.inputs_test)
+    fingerprint = _fingerprint(settings, rows, plans, data)
+    new = out is not None and not out.exists()
     if out is not None:
         finished = _prepared(out, fingerprint, overwrite=overwrite)
         if finished is not None:
@@ -348,12 +391,17 @@ def compare(
         if out is not None and comparison.progress.any_cell():
             write_report(comparison.report(complete=False), out)
         raise
+    except TacitError:
+        if out is not None and new and not any(out.iterdir()):
+            out.rmdir()  # nothing was finished, so nothing is left behind
+        raise
     finally:
         torch.set_num_threads(threads)
     result = comparison.report(complete=True)
     if out is not None:
         write_report(result, out)
-    comparison.progress.remove()
+    if not comparison.progress.errors():  # the same command tries failed cells again
+        comparison.progress.remove()
     return result
 
 
@@ -397,7 +445,7 @@ def _prepared(out: Path, fingerprint: str, *, overwrite: bool) -> dict[str, Any]
             f"{out} holds the report of another run (other settings or another version): choose another folder with "
             "--out, or replace it with --overwrite"
         )
-    return found if found["complete"] else None
+    return found if found["complete"] and not (out / "progress.json").exists() else None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -425,7 +473,8 @@ class _Comparison:
             world: _World | None = None
             for row in self.rows:
                 kept = self.progress.row(seed, row.name)
-                todo = [plan for plan in self.plans if plan.name not in kept["cells"]]
+                cells = kept["cells"]
+                todo = [p for p in self.plans if "measurement" not in cells.get(p.name, {})]
                 self.done += len(self.plans) - len(todo)
                 if todo:
                     self.tell(f"seed {seed}: dealing records")
@@ -455,7 +504,8 @@ class _Comparison:
                 progress=training,
             )
         except TacitError as error:
-            raise type(error)(f"{row.name}: {error}") from error
+            error.args = (f"{row.name}: {error}",)
+            raise
         model, count = run.output.value, len(world.nonmembers[0])
         kept |= {
             "accuracy": [round(accuracy(model, *world.nonmembers) * count), count],
@@ -638,7 +688,6 @@ def judge_cells(rows: Sequence[Row], cells: Mapping[str, Mapping[str, dict[str, 
                 (cell["interval"][0], cell["interval"][1]),
                 cell["chance"],
                 baseline_leaks=elsewhere,
-                is_baseline=False,
             )
             if cell["verdict"] == "inconclusive" and not elsewhere:
                 cell["why"] += (

@@ -321,21 +321,18 @@ def ssim(original: Tensor, reconstruction: Tensor) -> Tensor:
     return likeness.reshape(*first.shape[:-3], -1).mean(-1)
 
 
-def verdict(
-    value: float, interval: Interval, chance: float, *, baseline_leaks: bool, is_baseline: bool
-) -> Verdict:
+def verdict(value: float, interval: Interval, chance: float, *, baseline_leaks: bool) -> Verdict:
     """The one rule by which a cell is judged.
 
     ``leaks``: the whole interval lies above chance. ``contained``: the interval includes chance,
-    and the same attack leaks on the unprotected row of the same run, so that it was able to.
+    and the same attack leaks on another, unprotected row of the same run, so that it was able to.
     ``inconclusive``: everything else.
 
     Args:
         value: the metric, inside `interval`; higher means more leak.
         interval: (low, high) at 95 %.
         chance: what the attack reaches where nothing leaks.
-        baseline_leaks: the same attack's verdict on the unprotected row is ``leaks``.
-        is_baseline: this cell is the unprotected row.
+        baseline_leaks: the same attack's verdict on another, unprotected row is ``leaks``.
 
     Raises:
         DataError: a figure is not a number, or the ends of the interval are exchanged.
@@ -348,7 +345,7 @@ def verdict(
         )
     if low > chance:
         return "leaks"
-    if high >= chance and baseline_leaks and not is_baseline:
+    if high >= chance and baseline_leaks:
         return "contained"
     return "inconclusive"
 

@@ -73,6 +73,7 @@ def compare(
         int | None, typer.Option(help="Owners among whom the training records are split.")
     ] = None,
     records: Annotated[int | None, typer.Option(help="Training records of each owner.")] = None,
+    split: Annotated[str, typer.Option(help="iid, or label: each owner holds few labels.")] = "iid",
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report (tacit-report/DATASET).")
     ] = None,
@@ -107,6 +108,7 @@ def compare(
             seed=seed,
             owners=owners,
             records=records,
+            split=split,
             out=folder,
             overwrite=overwrite,
             quick=quick,

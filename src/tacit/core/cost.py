@@ -61,11 +61,13 @@ class CostMeter:
         sent: int = 0,
         received: int = 0,
         seconds: float = 0.0,
+        under: tuple[str, str] | None = None,
     ) -> None:
-        """Book messages, bytes and seconds on a role, in the current phase and layer."""
-        entry = self._entries.get((role, self.phase, self.layer))
+        """Book messages, bytes and seconds on a role, in the current phase and layer or ``under`` others."""
+        key = (role, *(under or (self.phase, self.layer)))
+        entry = self._entries.get(key)
         if entry is None:
-            entry = self._entries[(role, self.phase, self.layer)] = [0, 0, 0, 0.0]
+            entry = self._entries[key] = [0, 0, 0, 0.0]
         entry[0] += messages
         entry[1] += sent
         entry[2] += received

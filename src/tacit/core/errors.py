@@ -146,4 +146,5 @@ def by_name(name: str) -> type[TacitError]:
     found = globals().get(name)
     if not isinstance(found, type) or not issubclass(found, TacitError):
         return PeerRefused
-    return PeerRefused if found in (UnknownName, TooFewParties) else found
+    # A peer's word must not pass for a mistake of this side's caller.
+    return PeerRefused if issubclass(found, (ConfigError, TooFewParties)) else found

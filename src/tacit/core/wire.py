@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -414,12 +414,3 @@ class _Reader:
 def _frozen(array: Array) -> Array:
     array.flags.writeable = False
     return array
-
-
-def array_leaves(value: Value) -> Iterator[Array]:
-    """Every array in a value, lists opened."""
-    if isinstance(value, np.ndarray):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from array_leaves(item)

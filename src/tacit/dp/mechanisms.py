@@ -163,6 +163,6 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     if excess(0.0) <= 0:
         return 0.0
     high = mu * mu / 2 + mu * (10 - float(ndtri(delta)))
-    if mu > 1e8:  # floats cannot tell the two terms apart any more; this bound is above by 20 / mu of it at most
+    if mu > 1e8:  # floats cannot tell the two terms apart; high is above by 20 / mu of itself
         return high
     return float(brentq(excess, 0.0, high, xtol=1e-12, rtol=1e-12))

@@ -14,6 +14,7 @@ decentralized data" (AISTATS 2017), algorithm 1.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from tacit.core.errors import ConfigError, Diverged, ProtocolError
+from tacit.core.errors import BudgetExhausted, ConfigError, DataError, Diverged, ProtocolError
 from tacit.core.wire import Array, Message, decode, encode
 from tacit.nn.local_work import HonestTraining, LocalWork, Share, load_parameters, parameters_of
 from tacit.parties.links.local import LocalHub
@@ -67,18 +68,22 @@ class FederatedMember:
     Args:
         work: what it does with its data.
         like: the model's shapes.
+        rounds: how many rounds it answers: what a privacy claim counts, the member must enforce.
     """
 
-    def __init__(self, work: LocalWork, like: Sequence[Array]) -> None:
+    def __init__(self, work: LocalWork, like: Sequence[Array], *, rounds: int) -> None:
         self._work = work
         self._like = like
-        self._done = 0  # rounds answered
+        self._rounds = rounds
+        self._next = 0  # the next round that may be answered
 
     def handle(self, request: Message) -> Message:
         """The update of a round, or an acknowledgement of the finished model.
 
         Raises:
             ProtocolError: the round was answered before, or the message is of another kind.
+            BudgetExhausted: the round is beyond those that were agreed on.
+            Diverged: the model is not finite.
         """
         model = request.arrays("model", like=self._like)
         if request.tag == "finished":
@@ -86,17 +91,21 @@ class FederatedMember:
         if request.tag != "round":
             raise ProtocolError(f"expected 'round' or 'finished', came {request.tag!r}")
         round = request.integer("round", low=0, high=1 << 31)
-        if round < self._done:
+        if round < self._next:
             raise ProtocolError(
                 f"round {round} was answered before; an update is sent once a round"
             )
+        if round >= self._rounds:
+            raise BudgetExhausted(f"round {round} asked, {self._rounds} rounds were agreed on")
+        if not all(np.isfinite(_float(array)).all() for array in model):
+            raise Diverged(f"the model of round {round} is not finite; lower the learning rate")
+        self._next = round + 1
         update = self._work.update(model, round)
-        self._done = round + 1
         return Message("update", update=update.arrays, examples=update.examples)
 
     def export(self) -> bytes:
-        """The number of rounds answered; the work draws everything else from its seed and the round."""
-        return encode(Message("state", done=self._done))
+        """The next round to answer; the work draws everything else from its seed and the round."""
+        return encode(Message("state", next=self._next))
 
     def restore(self, state: bytes) -> None:
         """Continue from an exported state.
@@ -104,7 +113,7 @@ class FederatedMember:
         Raises:
             WireError: these bytes are not one.
         """
-        self._done = decode(state).integer("done", low=0)
+        self._next = decode(state).integer("next", low=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +133,23 @@ class Rounds:
     deadline: Seconds = 600.0
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.rate == 0:
+        if self.rounds < 1 or self.rate == 0 or not math.isfinite(self.rate):
             raise ConfigError(
-                f"rounds >= 1 and a rate other than 0 expected, got {self.rounds} and {self.rate}"
+                f"rounds >= 1 and a finite rate other than 0 expected, got {self.rounds} and {self.rate}"
             )
+
+
+def check_sgd(*, batch_size: int, learning_rate: float, local_steps: int = 1) -> None:
+    """Check the settings of SGD.
+
+    Raises:
+        ConfigError: one is out of range.
+    """
+    if min(batch_size, local_steps) < 1 or not 0 < learning_rate < math.inf:
+        raise ConfigError(
+            "batch_size and local_steps of at least 1 and a finite learning_rate above 0 expected, got "
+            f"{batch_size}, {local_steps} and {learning_rate}"
+        )
 
 
 def train_federated(
@@ -152,21 +174,28 @@ def train_federated(
     """
     model = parameters_of(start)
     members = hub.members()
+    counted = examples = 0  # behind the mean that led to the model handed out
     for round in range(settings.rounds):
-        request = Message("round", model=model, round=round, members=len(members))
+        request = Message("round", model=model, round=round, counted=counted, examples=examples)
         replies = ask(
             hub,
             dict.fromkeys(members, request),
             at_least=settings.at_least,
             deadline=settings.deadline,
         )
-        with hub.cost.timed(SERVER):
+        counted, examples = (
+            len(replies),
+            sum(r.integer("examples", low=1) for r in replies.values()),
+        )
+        with hub.cost.timed(hub.coordinator):
             move = mean_update(replies, model, round)
             model = [
                 _float(m) + np.float32(settings.rate) * u for m, u in zip(model, move, strict=True)
             ]
         progress(round + 1, settings.rounds)
-    finished = Message("finished", model=model)
+    finished = Message(
+        "finished", model=model, round=settings.rounds, counted=counted, examples=examples
+    )
     ask(
         hub,
         dict.fromkeys(members, finished),
@@ -188,7 +217,7 @@ def mean_update(
     mean = [np.zeros(m.shape, np.float32) for m in model]
     for role, reply in replies.items():
         arrays = reply.arrays("update", like=model)
-        if not all(np.isfinite(array).all() for array in arrays):
+        if not all(np.isfinite(_float(array)).all() for array in arrays):
             raise Diverged(
                 f"round {round}: the update of {role} is not finite; lower the learning rate"
             )
@@ -204,7 +233,16 @@ def _float(array: Array) -> FloatArray:
 def honest_work(
     task: Task, share: Share, *, batch_size: int, local_steps: int = 1, learning_rate: float = 0.0
 ) -> dict[Role, HonestTraining]:
-    """Honest training on its own shard for every owner of a task."""
+    """Honest training on its own shard for every owner of a task.
+
+    Raises:
+        DataError: an owner's records are not finite; names the owner.
+    """
+    for role, (inputs, _) in zip(owners(len(task.shards)), task.shards, strict=True):
+        if not bool(inputs.isfinite().all()):
+            raise DataError(
+                f"the records of {role} hold values that are not finite: clean them first"
+            )
     return {
         role: HonestTraining(
             module=copy.deepcopy(task.start),
@@ -214,7 +252,7 @@ def honest_work(
             batch_size=batch_size,
             local_steps=local_steps,
             learning_rate=learning_rate,
-            seed=task.seed + role.index,
+            seed=task.seed * 100_003 + role.index,
         )
         for role, (inputs, labels) in zip(owners(len(task.shards)), task.shards, strict=True)
     }
@@ -238,7 +276,8 @@ def run_federated(
     """
     like = parameters_of(task.start)
     hub = LocalHub(
-        {role: FederatedMember(w, like) for role, w in work.items()}, recording=recording
+        {role: FederatedMember(w, like, rounds=rounds.rounds) for role, w in work.items()},
+        recording=recording,
     )
     model = copy.deepcopy(task.start)
     load_parameters(model, train_federated(hub, task.start, rounds, progress=progress))
@@ -277,48 +316,38 @@ def observe_federated(view: View, role: Role, seen: Seen) -> Observation:
     """What an adversary at ``role`` makes of its view of federated rounds.
 
     At the server: every member's update beside the model that it was made from. At a member: the models of all rounds, and
-    the mean update of the others in each round (its own taken away; all members are taken to weigh the same).
+    the mean update of the others in each round: its own is taken away, by the example counts that the server hands out.
     """
     if role == SERVER:
         return _at_server(view, seen)
-    models: dict[int, Arrays] = {}
-    waves: dict[int, int] = {}
-    members = 1
-    for frame in view.frames():
-        message = frame.message()
-        models[frame.wave] = tuple(message.arrays("model"))
-        if message.tag == "round":
-            waves[frame.wave] = message.integer("round")
-            members = message.integer("members")
-    own = {
-        frame.wave: tuple(frame.message().arrays("update"))
-        for frame in view.sent()
-        if frame.wave in waves
-    }
+    handed = {m.integer("round"): m for m in (frame.message() for frame in view.frames())}
+    rounds = {f.wave: f.message().integer("round") for f in view.frames()}
+    own = {rounds[f.wave]: m for f in view.sent() if (m := f.message()).tag == "update"}
+    models = {round: tuple(message.arrays("model")) for round, message in sorted(handed.items())}
     aggregates = []
-    for wave, round in waves.items():
-        if wave + 1 not in models or wave not in own or members < 2:
+    for round, mine in own.items():
+        after = handed.get(round + 1)
+        if after is None or after.integer("counted") < 2:
             continue
-        mean = [
-            (_float(b) - _float(a)) / np.float32(seen.rate)
-            for a, b in zip(models[wave], models[wave + 1], strict=True)
-        ]
+        total, share = after.integer("examples"), mine.integer("examples")
         others = tuple(
-            (members * m - _float(o)) / (members - 1) for m, o in zip(mean, own[wave], strict=True)
+            (total * (_float(b) - _float(a)) / np.float32(seen.rate) - share * _float(o))
+            / (total - share)
+            for a, b, o in zip(models[round], models[round + 1], mine.arrays("update"), strict=True)
         )
-        aggregates.append(seen.update(None, round, others, models[wave], members - 1))
-    outputs = tuple((waves.get(wave, wave), arrays) for wave, arrays in models.items())
-    return Observation(aggregates=tuple(aggregates), outputs=outputs)
+        senders = after.integer("counted") - 1
+        aggregates.append(seen.update(None, round, others, models[round], senders))
+    return Observation(aggregates=tuple(aggregates), outputs=tuple(models.items()))
 
 
 def _at_server(view: View, seen: Seen) -> Observation:
-    models = {frame.wave: frame.message() for frame in view.sent()}
+    asked = {(frame.wave, frame.peer): frame.message() for frame in view.sent()}
     updates = []
     for frame in view.frames():
         message = frame.message()
         if message.tag == "update":
-            request = models[frame.wave]
+            request = asked[frame.wave, frame.peer]
             arrays, model = tuple(message.arrays("update")), tuple(request.arrays("model"))
             updates.append(seen.update(frame.peer, request.integer("round"), arrays, model))
-    outputs = tuple((wave, tuple(request.arrays("model"))) for wave, request in models.items())
-    return Observation(updates=tuple(updates), outputs=outputs)
+    models = {m.integer("round"): tuple(m.arrays("model")) for m in asked.values()}
+    return Observation(updates=tuple(updates), outputs=tuple(models.items()))

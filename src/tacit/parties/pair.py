@@ -6,6 +6,7 @@ A pair protocol is two plain blocking functions over a `Channel`. Each line that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 from tacit.core.wire import Array
@@ -34,6 +35,12 @@ class Channel(Protocol):
             PeerDropped: the peer is gone.
             DeadlineExceeded: nothing came in time.
         """
+        ...
+
+    def during(
+        self, phase: str | None = None, layer: str | None = None
+    ) -> AbstractContextManager[None]:
+        """Book what this party sends, receives and computes inside under that phase and layer."""
         ...
 
     def exchange(self, tag: str, *arrays: Array) -> tuple[Array, ...]:

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NewType, Protocol
 
 from tacit.core.cost import CostMeter
-from tacit.core.errors import PeerRefused, TooFewParties, by_name
+from tacit.core.errors import PeerRefused, TooFewParties, WireError, by_name
 from tacit.core.wire import Message
 from tacit.parties.roles import Role
+from tacit.parties.views import View
 
 Seconds = float
 Ticket = NewType("Ticket", int)
@@ -24,8 +25,18 @@ class Hub(Protocol):
     """The coordinator's side of a star."""
 
     @property
+    def coordinator(self) -> Role:
+        """The role at the centre."""
+        ...
+
+    @property
     def cost(self) -> CostMeter:
         """What the conversation has cost so far."""
+        ...
+
+    @property
+    def views(self) -> Mapping[Role, View]:
+        """The views that are at hand: all of them in one process, the coordinator's own across machines."""
         ...
 
     def members(self, kind: str | None = None) -> Sequence[Role]:
@@ -52,7 +63,11 @@ class Member(Protocol):
         ...
 
     def export(self) -> bytes:
-        """All state that changes, for `restore`. Holds secrets: keep it encrypted."""
+        """All state that changes, for `restore`.
+
+        It holds secrets: keep it encrypted. Where a reply spends a secret or a budget, the state after it must be durable
+        before the reply leaves, or a restored member would spend it twice.
+        """
         ...
 
     def restore(self, state: bytes) -> None:
@@ -102,7 +117,7 @@ def ask(
             raise as_error(role, reply)
     if len(got) < needed:
         missing: dict[object, str] = {
-            role: refused[role].text("text") if role in refused else "no reply in time"
+            role: str(as_error(role, refused[role])) if role in refused else "no reply in time"
             for role in sorted(requests)
             if role not in got
         }
@@ -112,6 +127,9 @@ def ask(
 
 def as_error(role: Role, reply: Message) -> Exception:
     """The error that a refusal stands for, of its own class where that is one of tacit's."""
-    text = f"{role}: {reply.text('text')}"
-    kind = by_name(reply.text("kind"))
-    return kind(text) if kind is not PeerRefused else PeerRefused(text)
+    try:
+        kind, text = reply.text("kind"), reply.text("text")
+    except WireError:
+        return PeerRefused(f"{role} refused and gave no reason")
+    said = "".join(c if c.isprintable() else " " for c in text[:500])  # it may end up on a terminal
+    return by_name(kind)(f"{role}: {said}")

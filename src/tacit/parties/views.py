@@ -18,9 +18,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO
 
-from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError, OutputError
-from tacit.core.wire import Array, Message, Value, decode
+from tacit.core.wire import Array, Message, decode
 from tacit.parties.roles import Role
 
 
@@ -38,9 +37,9 @@ class Recording:
     """What to keep of the views.
 
     Args:
-        level: COUNTS keeps numbers only (flat in memory); DIGEST adds a SHA-256 over all frames; FULL keeps the frames in
-            memory; SPOOL writes them to files and reads them back one at a time.
-        waves: of FULL and SPOOL, keep the frames of the first so many waves (pair protocols: messages) only.
+        level: COUNTS keeps numbers only (flat in memory); DIGEST adds the shape of each frame and a SHA-256 over all; FULL
+            keeps the frames in memory; SPOOL writes them to files and reads them back one at a time.
+        waves: keep only the first so many waves (pair protocols: messages); later ones are counted.
         folder: where SPOOL writes.
     """
 
@@ -78,8 +77,50 @@ class Frame:
 
 
 @dataclass(slots=True)
+class _Kept:
+    """Frames in memory, or in a file that has no name."""
+
+    folder: Path | None
+    frames: list[Frame] = field(default_factory=list)
+    places: list[tuple[Role, int, int, int]] = field(default_factory=list)
+    file: BinaryIO | None = None
+
+    def add(self, frame: Frame) -> None:
+        if self.folder is None:
+            self.frames.append(frame)
+            return
+        try:
+            if self.file is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - open as long as the view
+            start = self.file.seek(0, 2)
+            self.file.write(frame.data)
+            self.file.flush()  # a full disk shows here, not at a later read
+        except OSError as error:
+            raise OutputError(
+                f"views cannot be spooled to {self.folder}: {error.strerror}; give a folder that can be written to "
+                "and has room"
+            ) from error
+        self.places.append((frame.peer, frame.wave, start, len(frame.data)))
+
+    def __iter__(self) -> Iterator[Frame]:
+        yield from self.frames
+        for peer, wave, start, length in self.places:
+            if self.file is not None:
+                self.file.seek(start)
+                yield Frame(peer, wave, self.file.read(length))
+
+    def __del__(self) -> None:
+        if self.file is not None:
+            with contextlib.suppress(OSError):  # of a disk that was full
+                self.file.close()
+
+
 class View:
-    """Everything a role received, with its own inputs and coins.
+    """Everything a role received, and what it sent.
+
+    The frames that a role sent stand for its own inputs and coins, from which they follow: an adversary there knows them (a
+    participant its own update, a server the model that it handed out).
 
     Args:
         role: whose view it is.
@@ -88,27 +129,33 @@ class View:
     Attributes:
         messages: frames received.
         received: encoded bytes received.
-        shape: (sender, tag, bytes, wave) of each frame received, in order; kept from DIGEST on. Two runs that differ only
-            in another party's secrets must agree on it exactly.
-        inputs: the role's own inputs, as far as the protocol notes them.
-        coins: the role's own coins, as far as the protocol notes them.
-
-    The frames that the role sent are kept beside those that it received: they follow from its inputs and coins, and an
-    adversary there knows them (a participant its own update, a server the model that it handed out).
+        shape: (sender, tag, bytes, wave) of each frame received and kept, in order; from DIGEST on. Two runs that differ
+            only in another party's secrets must agree on it exactly.
     """
 
-    role: Role
-    recording: Recording = COUNTS
-    messages: int = 0
-    received: int = 0
-    shape: list[tuple[Role, str, int, int]] = field(default_factory=list, repr=False)
-    inputs: dict[str, Value] = field(default_factory=dict, repr=False)
-    coins: Coins | None = None
-    _frames: list[Frame] = field(default_factory=list, repr=False)
-    _sent: list[Frame] = field(default_factory=list, repr=False)
-    _spooled: list[tuple[Role, int, int, int]] = field(default_factory=list, repr=False)
-    _file: BinaryIO | None = field(default=None, repr=False)
-    _hash: hashlib._Hash | None = field(default=None, repr=False)
+    __slots__ = (
+        "_hash",
+        "_received",
+        "_sent",
+        "messages",
+        "received",
+        "recording",
+        "role",
+        "shape",
+    )
+
+    def __init__(self, role: Role, recording: Recording = COUNTS) -> None:
+        self.role = role
+        self.recording = recording
+        self.messages = 0
+        self.received = 0
+        self.shape: list[tuple[Role, str, int, int]] = []
+        self._received = _Kept(recording.folder)
+        self._sent = _Kept(recording.folder)
+        self._hash = hashlib.sha256()
+
+    def __repr__(self) -> str:
+        return f"View({self.role}, {self.recording.level.name}, {self.messages} messages)"
 
     def receive(self, sender: Role, tag: str, wave: int, data: bytes) -> None:
         """Note a frame that arrived.
@@ -118,56 +165,29 @@ class View:
         """
         self.messages += 1
         self.received += len(data)
-        level = self.recording.level
-        if level is Level.COUNTS:
+        if self.recording.level is Level.COUNTS or not self._keeps(wave):
             return
         self.shape.append((sender, tag, len(data), wave))
-        if self._hash is None:
-            self._hash = hashlib.sha256()
-        self._hash.update(f"{sender}|{wave}|{len(data)}|".encode() + data)
-        if level is Level.DIGEST or not self._keeps(wave):
-            return
-        if level is Level.FULL:
-            self._frames.append(Frame(sender, wave, data))
-        else:
-            self._spool(sender, wave, data)
+        self._hash.update(f"{sender}|{wave}|{len(data)}|".encode())
+        self._hash.update(data)
+        if self.recording.level >= Level.FULL:
+            self._received.add(Frame(sender, wave, data))
 
     def send(self, to: Role, wave: int, data: bytes) -> None:
-        """Note a frame that the role sent; kept in memory, and only where received frames are kept."""
+        """Note a frame that the role sent; kept where received frames are.
+
+        Raises:
+            OutputError: SPOOL cannot write to its folder.
+        """
         if self.recording.level >= Level.FULL and self._keeps(wave):
-            self._sent.append(Frame(to, wave, data))
+            self._sent.add(Frame(to, wave, data))
 
     def _keeps(self, wave: int) -> bool:
         return self.recording.waves is None or wave < self.recording.waves
 
-    def sent(self) -> Iterator[Frame]:
-        """The frames kept of those that the role sent; ``peer`` is whom it sent them to."""
-        yield from self._sent
-
-    def _spool(self, sender: Role, wave: int, data: bytes) -> None:
-        try:
-            if self._file is None:
-                folder = self.recording.folder or Path()
-                folder.mkdir(parents=True, exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=folder, prefix=f"{self.role.kind}-")  # noqa: SIM115
-            start = self._file.seek(0, 2)
-            self._file.write(data)
-            self._file.flush()  # a full disk shows here, not at a later read
-        except OSError as error:
-            raise OutputError(
-                f"the view of {self.role} cannot be spooled to {self.recording.folder}: {error.strerror}; "
-                "give a folder that can be written to and has room"
-            ) from error
-        self._spooled.append((sender, wave, start, len(data)))
-
-    def __del__(self) -> None:
-        if (file := getattr(self, "_file", None)) is not None:
-            with contextlib.suppress(OSError):  # of a disk that was full
-                file.close()
-
     @property
     def digest(self) -> str:
-        """SHA-256 over all frames received, hexadecimal.
+        """SHA-256 over all frames received and kept, hexadecimal.
 
         Raises:
             ConfigError: only counts were recorded.
@@ -176,7 +196,7 @@ class View:
             raise ConfigError(
                 f"the view of {self.role} was recorded at COUNTS; record at DIGEST or above"
             )
-        return (self._hash or hashlib.sha256()).hexdigest()
+        return self._hash.hexdigest()
 
     def frames(self) -> Iterator[Frame]:
         """The frames kept, in the order of their arrival.
@@ -184,13 +204,20 @@ class View:
         Raises:
             ConfigError: the recording keeps no frames.
         """
+        return iter(self._frames(self._received))
+
+    def sent(self) -> Iterator[Frame]:
+        """The frames kept of those that the role sent; ``peer`` is whom it sent them to.
+
+        Raises:
+            ConfigError: the recording keeps no frames.
+        """
+        return iter(self._frames(self._sent))
+
+    def _frames(self, kept: _Kept) -> _Kept:
         if self.recording.level < Level.FULL:
             raise ConfigError(f"the view of {self.role} has no frames; record at FULL or SPOOL")
-        yield from self._frames
-        for sender, wave, start, length in self._spooled:
-            if self._file is not None:
-                self._file.seek(start)
-                yield Frame(sender, wave, self._file.read(length))
+        return kept
 
 
 Arrays = tuple[Array, ...]

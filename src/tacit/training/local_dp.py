@@ -23,11 +23,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+import numpy as np
 from torch import nn
 
 from tacit.core.claims import Basis, Claim
 from tacit.core.coins import Coins
-from tacit.core.errors import ConfigError
+from tacit.core.errors import ConfigError, Diverged
 from tacit.core.wire import Array
 from tacit.dp.mechanisms import Noise, NoisyVector
 from tacit.nn.federated import (
@@ -35,6 +36,7 @@ from tacit.nn.federated import (
     Rounds,
     Seen,
     Task,
+    check_sgd,
     honest_work,
     observe_federated,
     run_federated,
@@ -57,23 +59,29 @@ class NoisyWork:
     Args:
         work: what makes the update.
         mechanism: how it is clipped and what noise it gets.
-        coins: where the noise comes from. A member restored elsewhere must get fresh ones.
+        examples: records behind each update, which is public.
+        coins: where the noise comes from.
     """
 
     work: LocalWork
     mechanism: NoisyVector
+    examples: int
     coins: Coins = field(repr=False)
 
     def update(self, model: Sequence[Array], round: int) -> LocalUpdate:
         """The noisy update of a round.
 
-        Raises:
-            Diverged: the update is not finite.
+        Where the gradient is not finite, noise around zero is released: that it is not finite, or an error's text, would
+        tell something about the records that no epsilon covers.
         """
-        clear = self.work.update(model, round)
-        return LocalUpdate(
-            arrays=tuple(self.mechanism.release(clear.arrays, self.coins)), examples=clear.examples
-        )
+        try:
+            clear = self.work.update(model, round)
+            arrays, examples = clear.arrays, clear.examples
+        except Diverged:
+            arrays, examples = tuple(np.zeros(a.shape, np.float32) for a in model), self.examples
+        # A stream a round: a member restored from a backup never repeats another round's noise.
+        noisy = self.mechanism.release(arrays, self.coins.child(f"round {round}"))
+        return LocalUpdate(arrays=tuple(noisy), examples=examples)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +108,9 @@ class LocalDP:
 
     def __post_init__(self) -> None:
         _ = self.mechanism, self._rounds  # both check what they are given
-        if self.batch_size < 1 or not 0 < self.delta < 1:
-            raise ConfigError(
-                f"batch_size >= 1 and 0 < delta < 1 expected, got {self.batch_size} and {self.delta}"
-            )
+        check_sgd(batch_size=self.batch_size, learning_rate=self.learning_rate)
+        if not 0 < self.delta < 1:
+            raise ConfigError(f"delta between 0 and 1 expected, got {self.delta}")
 
     @property
     def _rounds(self) -> Rounds:
@@ -131,11 +138,15 @@ class LocalDP:
             progress: told after each round.
 
         Raises:
-            Diverged: names the owner, the round and its epoch.
+            DataError: an owner's records are not finite; names the owner, before anything is sent.
+            Diverged: the model is not finite; names the round.
         """
         work = {
             role: NoisyWork(
-                work=honest, mechanism=self.mechanism, coins=coins.child(f"noise/{role}")
+                work=honest,
+                mechanism=self.mechanism,
+                examples=self.batch_size,
+                coins=coins.child(f"noise/{role}"),
             )
             for role, honest in honest_work(
                 task, Share.GRADIENT, batch_size=self.batch_size
@@ -170,6 +181,7 @@ class LocalDP:
                 assumes=(
                     "noise is drawn in floating point: its gaps (Mironov 2012) are not accounted for",
                     "owners' data are independent of one another",
+                    "a member's state survives a restart (export before each reply), so no round is answered twice",
                 ),
             ),
             Claim(

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from tacit.core.claims import Basis, Claim
 from tacit.core.coins import Coins
-from tacit.core.errors import ConfigError, Diverged, ProtocolError
+from tacit.core.errors import ConfigError, DataError, ProtocolError
 from tacit.core.wire import Message
 from tacit.nn.federated import (
     Progress,
     Rounds,
     Seen,
     Task,
+    check_sgd,
     honest_work,
     observe_federated,
     run_federated,
@@ -100,7 +101,8 @@ def train_on_collected(
     """The server's part: collect all records, train ``model`` in place by mini-batch SGD, hand it out.
 
     Raises:
-        Diverged: a record, or the loss, is not finite.
+        DataError: a record is not finite; names its owner.
+        Diverged: the loss is not finite; names the epoch.
 
     **Leaks**: every record to the server; the model to every owner. **Cost**: two waves.
     """
@@ -110,10 +112,10 @@ def train_on_collected(
         inputs.append(reply.array("inputs", dtype="<f4"))
         labels.append(reply.array("labels", dtype="<i8", shape=(len(inputs[-1]),)))
         if not np.isfinite(inputs[-1]).all():
-            raise Diverged(
+            raise DataError(
                 f"the records of {role} hold values that are not finite: clean them first"
             )
-    with hub.cost.timed(SERVER):
+    with hub.cost.timed(hub.coordinator):
         fit(
             model,
             torch.from_numpy(np.concatenate(inputs)),
@@ -142,8 +144,9 @@ class Centralised:
     learning_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:
-            raise ConfigError("epochs, batch_size and learning_rate must be positive")
+        if self.epochs < 1:
+            raise ConfigError(f"at least one epoch expected, got {self.epochs}")
+        check_sgd(batch_size=self.batch_size, learning_rate=self.learning_rate)
 
     def train(
         self,
@@ -211,14 +214,6 @@ class Centralised:
 # --- federated
 
 
-def _check(rounds: int, batch_size: int, local_steps: int, learning_rate: float) -> None:
-    if min(rounds, batch_size, local_steps) < 1 or not learning_rate > 0:
-        raise ConfigError(
-            "rounds, batch_size and local_steps of at least 1 and a learning_rate above 0 expected, got "
-            f"{rounds}, {batch_size}, {local_steps} and {learning_rate}"
-        )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FederatedSGD:
     """Every owner sends the gradient of one mini-batch a round.
@@ -234,7 +229,12 @@ class FederatedSGD:
     learning_rate: float = 0.3
 
     def __post_init__(self) -> None:
-        _check(self.rounds, self.batch_size, 1, self.learning_rate)
+        _ = self._rounds  # checks itself
+        check_sgd(batch_size=self.batch_size, learning_rate=self.learning_rate)
+
+    @property
+    def _rounds(self) -> Rounds:
+        return Rounds(rounds=self.rounds, rate=-self.learning_rate)
 
     def train(
         self,
@@ -259,7 +259,7 @@ class FederatedSGD:
         model, hub = run_federated(
             task,
             work,
-            Rounds(rounds=self.rounds, rate=-self.learning_rate),
+            self._rounds,
             recording=recording,
             progress=progress,
         )
@@ -295,7 +295,16 @@ class FederatedAveraging:
     learning_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        _check(self.rounds, self.batch_size, self.local_steps, self.learning_rate)
+        _ = self._rounds  # checks itself
+        check_sgd(
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            local_steps=self.local_steps,
+        )
+
+    @property
+    def _rounds(self) -> Rounds:
+        return Rounds(rounds=self.rounds, rate=1.0)
 
     def train(
         self,
@@ -323,9 +332,7 @@ class FederatedAveraging:
             local_steps=self.local_steps,
             learning_rate=self.learning_rate,
         )
-        model, hub = run_federated(
-            task, work, Rounds(rounds=self.rounds, rate=1.0), recording=recording, progress=progress
-        )
+        model, hub = run_federated(task, work, self._rounds, recording=recording, progress=progress)
         return Run(
             output=model,
             cost=hub.cost,

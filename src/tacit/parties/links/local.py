@@ -12,8 +12,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from tacit.core.coins import Coins
 from tacit.core.cost import CostMeter
@@ -52,6 +53,15 @@ class Timing:
     seed: bytes = b"timing"
 
 
+class _Event(NamedTuple):
+    role: Role
+    ticket: Ticket
+    frame: bytes
+    tag: str
+    depth: int
+    is_reply: bool
+
+
 class LocalHub:
     """A star in one process, on a virtual clock.
 
@@ -64,7 +74,6 @@ class LocalHub:
 
     Attributes:
         now: seconds on the virtual clock.
-        views: every role's view.
     """
 
     def __init__(
@@ -80,20 +89,30 @@ class LocalHub:
             raise ConfigError(
                 "a star needs at least one member, none of them in the coordinator's role"
             )
-        self.coordinator = coordinator
         self.now: Seconds = 0.0
-        self.views = {role: View(role, recording) for role in (coordinator, *sorted(members))}
+        self._coordinator = coordinator
+        self._views = {role: View(role, recording) for role in (coordinator, *sorted(members))}
         self._cost = CostMeter()
         self._members = dict(sorted(members.items()))
         self._faults = Faults(tuple(faults))
         self._timing = timing or Timing()
         self._jitter = Coins.from_seed(self._timing.seed)
-        self._events: list[tuple[Seconds, int, Role, Ticket, bytes | None, bytes, str, int]] = []
+        self._events: list[tuple[Seconds, int, _Event]] = []
         self._sequence = 0
         self._tickets = 0
         self._open = 0  # requests without a reply so far
-        self._depth = dict.fromkeys(self.views, 0)
+        self._depth = dict.fromkeys(self._views, 0)
         self._busy = dict.fromkeys(self._members, 0.0)
+
+    @property
+    def coordinator(self) -> Role:
+        """The role at the centre."""
+        return self._coordinator
+
+    @property
+    def views(self) -> Mapping[Role, View]:
+        """Every role's view."""
+        return self._views
 
     @property
     def cost(self) -> CostMeter:
@@ -113,7 +132,7 @@ class LocalHub:
         self._members[role] = member
         self._faults.revive(role)
         self._busy[role] = self.now
-        self._events[:] = [event for event in self._events if event[2] != role or event[4] is None]
+        self._events[:] = [e for e in self._events if e[2].role != role or e[2].is_reply]
         heapq.heapify(self._events)
 
     def post(self, requests: Mapping[Role, Message]) -> Ticket:
@@ -138,17 +157,15 @@ class LocalHub:
                 frame, last = encode(message), message
             sent += len(frame)
             self.views[self.coordinator].send(role, ticket, frame)
-            self._schedule(self._timing.link, role, ticket, frame, b"", message.tag, depth)
+            event = _Event(role, ticket, frame, message.tag, depth, is_reply=False)
+            self._schedule(self._stretched(self._timing.link), event)
         self._open += len(requests)
         self._cost.book(self.coordinator, messages=len(requests), sent=sent)
         return ticket
 
-    def _schedule(
-        self, delay: Seconds, role: Role, ticket: Ticket, request: bytes | None, reply: bytes, tag: str, depth: int
-    ) -> None:  # fmt: skip
+    def _schedule(self, delay: Seconds, event: _Event) -> None:
         self._sequence += 1
-        at = self.now + self._stretched(delay)
-        heapq.heappush(self._events, (at, self._sequence, role, ticket, request, reply, tag, depth))
+        heapq.heappush(self._events, (self.now + delay, self._sequence, event))
 
     def _stretched(self, delay: Seconds) -> Seconds:
         if not delay or not self._timing.jitter:
@@ -163,27 +180,28 @@ class LocalHub:
         end = self.now + deadline
         events = self._events
         while events and events[0][0] <= end:
-            at, _, role, ticket, request, reply, tag, depth = heapq.heappop(events)
+            at, _, event = heapq.heappop(events)
             self.now = max(self.now, at)
-            if request is not None:
-                self._deliver(role, ticket, request, tag, depth)
+            if not event.is_reply:
+                self._deliver(event)
                 continue
             self._open -= 1
-            self._depth[self.coordinator] = max(self._depth[self.coordinator], depth)
-            self.views[self.coordinator].receive(role, tag, ticket, reply)
-            self._cost.book(self.coordinator, received=len(reply))
-            yield role, ticket, decode(reply)
+            self._depth[self.coordinator] = max(self._depth[self.coordinator], event.depth)
+            self.views[self.coordinator].receive(event.role, event.tag, event.ticket, event.frame)
+            self._cost.book(self.coordinator, received=len(event.frame))
+            yield event.role, event.ticket, decode(event.frame)
         if self._open:
             self.now = max(self.now, end)
 
-    def _deliver(self, role: Role, ticket: Ticket, request: bytes, tag: str, depth: int) -> None:
+    def _deliver(self, event: _Event) -> None:
+        role, request = event.role, event.frame
         fault = self._faults.meet(role) if self._faults.script else None
         if role in self._faults.dead or role in self._faults.hung:
             return
         if fault is not None and fault.harm is Harm.DROP_REQUEST:
             return
         view = self.views[role]
-        view.receive(self.coordinator, tag, ticket, request)
+        view.receive(self.coordinator, event.tag, event.ticket, request)
         message = decode(request)
         start = time.perf_counter()
         try:
@@ -192,9 +210,9 @@ class LocalHub:
             answer = refusal(error)
         seconds = time.perf_counter() - start
         reply = encode(answer)
-        view.send(self.coordinator, ticket, reply)
+        view.send(self.coordinator, event.ticket, reply)
         self._cost.book(role, messages=1, sent=len(reply), received=len(request), seconds=seconds)
-        self._depth[role] = max(self._depth[role], depth)
+        self._depth[role] = max(self._depth[role], event.depth)
         self._cost.chain(self._depth[role] + 1)
         if fault is not None and fault.harm is Harm.DROP_REPLY:
             return
@@ -203,20 +221,8 @@ class LocalHub:
         self._busy[role] = max(self.now, self._busy[role]) + self._stretched(base)
         late = fault.seconds if fault is not None else 0.0
         delay = self._busy[role] - self.now + late + self._stretched(self._timing.link)
-        self._sequence += 1
-        heapq.heappush(
-            self._events,
-            (
-                self.now + delay,
-                self._sequence,
-                role,
-                ticket,
-                None,
-                reply,
-                answer.tag,
-                self._depth[role] + 1,
-            ),
-        )
+        depth = self._depth[role] + 1
+        self._schedule(delay, _Event(role, event.ticket, reply, answer.tag, depth, is_reply=True))
 
 
 # --- the pair
@@ -260,7 +266,18 @@ class _Exchange:
     depth: dict[Role, int] = field(default_factory=dict)
     posted: dict[tuple[Role, Role], int] = field(default_factory=dict)
     numbers: dict[tuple[Role, Role], int] = field(default_factory=dict)
+    labels: dict[Role, tuple[str, str]] = field(default_factory=dict)
+    since: dict[Role, float] = field(default_factory=dict)
     lost: bool = False
+    aborted: bool = False
+
+    def relabel(self, role: Role, label: tuple[str, str]) -> tuple[str, str]:
+        """Book the party's seconds so far under its label and give it another; called in the party's own thread."""
+        with self.changed:
+            now, old = time.thread_time(), self.labels.get(role, ("", ""))
+            self.cost.book(role, seconds=now - self.since.get(role, now), under=old)
+            self.since[role], self.labels[role] = now, label
+            return old
 
     def put(self, sender: Role, to: Role, tag: str, frame: bytes) -> None:
         with self.changed:
@@ -269,7 +286,8 @@ class _Exchange:
                 raise _Silenced
             depth = self.depth.get(sender, 0) + 1
             self.cost.chain(depth)
-            self.cost.book(sender, messages=1, sent=len(frame))
+            under = self.labels.get(sender)
+            self.cost.book(sender, messages=1, sent=len(frame), under=under)
             number = self.posted.get((sender, to), 0)
             self.posted[sender, to] = number + 1
             self.views[sender].send(to, number, frame)
@@ -298,10 +316,12 @@ class _Exchange:
             if number != expected:  # or a later message under the same tag would be taken for it
                 raise ProtocolError(f"{to}: message {expected} from {sender} was lost on its way")
             self.views[to].receive(sender, tag, number, frame)
-            self.cost.book(to, received=len(frame))
+            self.cost.book(to, received=len(frame), under=self.labels.get(to))
             return tag, frame, depth
 
     def _check(self, sender: Role, to: Role, end: float) -> None:
+        if self.aborted:
+            raise _Silenced
         if sender in self.faults.hung:
             raise DeadlineExceeded(f"{to}: nothing from {sender} within {self.deadline:g} s")
         if sender not in self.running:
@@ -335,6 +355,15 @@ class _LocalChannel:
         seen[self.role] = max(seen.get(self.role, 0), depth)
         return tuple(decode(frame).arrays("arrays"))
 
+    @contextmanager
+    def during(self, phase: str | None = None, layer: str | None = None) -> Iterator[None]:
+        old = self.exchange_.labels.get(self.role, ("", ""))
+        self.exchange_.relabel(self.role, (phase or old[0], layer or old[1]))
+        try:
+            yield
+        finally:
+            self.exchange_.relabel(self.role, old)
+
     def exchange(self, tag: str, *arrays: Array) -> tuple[Array, ...]:
         self.send(tag, *arrays)
         return self.recv(tag)
@@ -366,7 +395,7 @@ def run_pair(
     errors: dict[Role, Exception] = {}
 
     def live(role: Role) -> None:
-        start = time.thread_time()
+        exchange.relabel(role, ("", ""))
         channels: dict[Role, Channel] = {
             peer: _LocalChannel(exchange, role, peer) for peer in parties if peer != role
         }
@@ -377,17 +406,30 @@ def run_pair(
             errors[role] = PeerDropped(f"{role} was {how} by a scripted fault")
         except Exception as error:
             errors[role] = error
-        with exchange.changed:
-            exchange.cost.book(role, seconds=time.thread_time() - start)
-            if role not in exchange.faults.hung:  # a hung party is there, and silent
-                exchange.running.discard(role)
-            exchange.changed.notify_all()
+        except (
+            BaseException
+        ) as stop:  # SystemExit and the like: gone, and the others must learn of it
+            errors[role] = PeerDropped(f"{role} ended with {type(stop).__name__}")
+        finally:
+            exchange.relabel(role, ("", ""))
+            with exchange.changed:
+                if role not in exchange.faults.hung:  # a hung party is there, and silent
+                    exchange.running.discard(role)
+                exchange.changed.notify_all()
 
-    threads = [threading.Thread(target=live, args=(role,), name=str(role)) for role in parties]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    threads = [
+        threading.Thread(target=live, args=(role,), name=str(role), daemon=True) for role in parties
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:  # Ctrl-C: nobody waits for a deadline
+        with exchange.changed:
+            exchange.aborted = True
+            exchange.changed.notify_all()
+        raise
     return PairRun(
         dict(sorted(outputs.items())), dict(sorted(errors.items())), views, exchange.cost
     )
