@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +12,16 @@ from tacit.nn.federated import Task
 from tacit.nn.networks import mlp
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder with the real data. Where they are required, their absence fails instead of skipping."""
+    folder = os.environ.get("TACIT_DATA", "")
+    if not folder:
+        missing = pytest.fail if os.environ.get("TACIT_DATA_REQUIRED") == "1" else pytest.skip
+        missing("TACIT_DATA is not set")
+    return Path(folder)
 
 
 @pytest.fixture

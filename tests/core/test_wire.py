@@ -224,7 +224,7 @@ def test_a_frame_past_the_limit_is_refused_at_both_ends(monkeypatch):
     with pytest.raises(WireError, match="999"):
         encode(Message("t", x=bytes(1000)))
     with pytest.raises(WireError, match="at most 999"):
-        decode(frame)
+        decode(frame, limit=999)
 
 
 # --- hostile bytes
@@ -484,3 +484,17 @@ def test_an_int_with_too_many_digits_to_print_is_out_of_range_like_any_other():
     assert sys.get_int_max_str_digits() < 12_000  # so printing it would fail
     with pytest.raises(WireError, match="outside"):
         decode(encode(Message("t", x=huge))).integer("x", low=0, high=9)
+
+
+def test_lists_of_too_many_values_are_refused_at_both_ends_and_a_link_can_lower_the_limit():
+    many = Message("t", x=[[1] * (wire.MAX_ITEMS // 2)] * 2)
+    with pytest.raises(WireError, match="send arrays"):
+        encode(many)
+    most = Message("t", x=[True] * wire.MAX_ITEMS)
+    assert len(decode(encode(most)).fields["x"]) == wire.MAX_ITEMS
+    body = struct.pack("<I", wire.MAX_ITEMS + 1) + b"T" * (wire.MAX_ITEMS + 1)
+    with pytest.raises(WireError, match="send arrays"):
+        decode(b"\xac\x01\x01t" + struct.pack("<H", 1) + b"\x01xl" + body)
+    frame = encode(Message("t", x=b"12345"))
+    with pytest.raises(WireError, match="at most 8"):
+        decode(frame, limit=8)

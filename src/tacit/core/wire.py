@@ -2,8 +2,8 @@
 
 A `Message` is a tag and named fields. A field is a bool, an int of any size, a float, a str, bytes, a numeric array, or a
 list of those. Encoding is canonical: one message has one encoding, and `decode` refuses everything that `encode` would not
-have made. Nothing in a frame is executed, and nothing is allocated that the frame's own bytes do not pay for: arrays come
-back as read-only views into the frame.
+have made. Nothing in a frame is executed. Memory stays within a small multiple of the frame: arrays come back as read-only
+views into it, announced lengths are checked against the bytes that are left, and lists hold at most 2^20 values.
 
 Layout, integers little-endian::
 
@@ -35,6 +35,7 @@ VERSION = 1
 MAX_RANK = 8
 MAX_DEPTH = 4
 MAX_FIELDS = 1024
+MAX_ITEMS = 1 << 20
 MAX_INT_BYTES = 1 << 16
 MAX_FRAME = 1 << 31
 
@@ -204,7 +205,15 @@ def _encode(message: Message) -> bytes:
         size = _put(parts, message.fields[name], size + 1 + len(label), 0, name)
         if size > MAX_FRAME:
             raise WireError(f"field {name!r}: the frame grows past {MAX_FRAME} bytes")
+    if len(parts) > MAX_ITEMS and sum(map(_items, message.fields.values())) > MAX_ITEMS:
+        raise WireError(f"more than {MAX_ITEMS} values in lists; send arrays")
     return b"".join(parts)
+
+
+def _items(value: Value) -> int:
+    if not isinstance(value, (list, tuple)):
+        return 0
+    return len(value) + sum(map(_items, value))
 
 
 def _put(parts: list[Part], value: Value, at: int, depth: int, name: str) -> int:
@@ -272,14 +281,18 @@ def _room(shape: tuple[int, ...]) -> int:
 # --- decoding
 
 
-def decode(frame: bytes) -> Message:
+def decode(frame: bytes, *, limit: int = MAX_FRAME) -> Message:
     """The message of a frame; its arrays are read-only views into the frame.
+
+    Args:
+        frame: the bytes.
+        limit: refuse longer frames; a link sets what its peer may send.
 
     Raises:
         WireError: the frame is not one that `encode` makes. No other exception leaves here, whatever the bytes.
     """
-    if len(frame) > MAX_FRAME:
-        raise WireError(f"a frame of {len(frame)} bytes; at most {MAX_FRAME}")
+    if len(frame) > limit:
+        raise WireError(f"a frame of {len(frame)} bytes; at most {limit}")
     try:
         return _Reader(frame).message()
     except (struct.error, IndexError):
@@ -289,12 +302,13 @@ def decode(frame: bytes) -> Message:
 
 
 class _Reader:
-    __slots__ = ("at", "frame", "size")
+    __slots__ = ("at", "frame", "items", "size")
 
     def __init__(self, frame: bytes) -> None:
         self.frame = frame
         self.size = len(frame)
         self.at = 0
+        self.items = 0  # in lists
 
     def message(self) -> Message:
         frame = self.frame
@@ -366,6 +380,11 @@ class _Reader:
         if depth >= MAX_DEPTH:
             raise WireError(f"lists nest more than {MAX_DEPTH} deep")
         count = self.length()
+        self.items += count
+        if (
+            self.items > MAX_ITEMS
+        ):  # a Python object is many times larger than the byte that asks for it
+            raise WireError(f"more than {MAX_ITEMS} values in lists; send arrays")
         if count > self.size - self.at:  # every value takes at least one byte
             raise WireError(
                 f"a list of {count} values announced where {self.size - self.at} bytes are left"
