@@ -516,3 +516,11 @@ def test_a_coordinator_that_tampers_with_a_sealed_text_is_noticed_by_its_recipie
     for tamper in (flip, swap):
         with pytest.raises(DecryptionFailed, match=r"owner [01]: a sealed message does not open"):
             through_the_coordinator(tamper=tamper)
+
+
+def test_a_fault_aimed_at_nobody_is_refused_and_asking_nobody_asks_nothing():
+    members = {Role("owner", 0): Counter()}
+    with pytest.raises(ConfigError, match="owner 7, who does not take part"):
+        LocalHub(members, faults=(Fault(role=Role("owner", 7), at=0, harm=Harm.DIE),))
+    hub = LocalHub(members)
+    assert ask(hub, {}) == {} and hub.cost.total().messages == 0

@@ -259,17 +259,19 @@ def render_html(result: Result) -> str:
     return environment.from_string(source).render(_page(result))
 
 
-def matrix_table(result: Result) -> Table:
-    """The matrix for a terminal of 100 columns: protections down, attacks across.
+def matrix_table(result: Result, *, width: int = 100) -> Table:
+    """The matrix for a terminal: protections down, attacks across.
 
     Args:
         result: what ``tacit compare --json`` prints.
+        width: columns of the terminal.
 
     Returns:
         A table; with many attacks several parts below each other.
     """
     attacks = list(result.get("attacks") or [])
-    groups = [attacks[i : i + 4] for i in range(0, len(attacks), 4)] or [[]]
+    each = max(1, (width - 25) // 15)  # names and costs take 25 columns, an attack 15
+    groups = [attacks[i : i + each] for i in range(0, len(attacks), each)] or [[]]
     tables = [_terminal_part(result, group, first=i == 0) for i, group in enumerate(groups)]
     shown = {_state(cell).slug for p in _protections(result) for cell in _cells(p, attacks)}
     used = [state for state in STATES if state.slug in shown]

@@ -117,7 +117,8 @@ def compare(
     if as_json:
         _print_json(result)
         return
-    Console().print(matrix_table(result))
+    console = Console()
+    console.print(matrix_table(result, width=console.width))
     _say(f"report: {folder / 'report.html'} and {folder / 'report.json'}")
 
 

@@ -139,7 +139,7 @@ class NotEnoughEvidence(TacitError):
 
 
 def by_name(name: str) -> type[TacitError]:
-    """The class of the tree that carries ``name``; ``PeerRefused`` for a name that is not in it.
+    """The class of the tree that carries ``name``; ``PeerRefused`` for any that is not a peer's to report.
 
     Links use it to carry a member's error to the coordinator as a name and a text.
     """

@@ -267,8 +267,10 @@ def _put_array(parts: list[Part], value: Array, at: int, name: str) -> int:
     pad = -at % 8
     parts.append(head + _PAD[pad])
     if value.size:
-        data = np.ascontiguousarray(value, dtype)
-        parts.append(data.reshape(-1).view(np.uint8).data)
+        data = np.ascontiguousarray(value, dtype).reshape(-1).view(np.uint8)
+        if dtype.kind == "b" and (data > 1).any():
+            raise WireError(f"field {name!r}: a bool array with a byte that is neither 0 nor 1")
+        parts.append(data.data)
     elif _room(value.shape) > MAX_FRAME:
         raise WireError(f"field {name!r}: an empty array of shape {value.shape}")
     return at + pad + value.nbytes

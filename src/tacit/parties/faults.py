@@ -5,7 +5,7 @@ The same script gives the same run: links consult it at each message and draw no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -54,6 +54,17 @@ class Faults:
     hung: set[Role] = field(default_factory=set)
     dead: set[Role] = field(default_factory=set)
     _seen: dict[Role, int] = field(default_factory=dict)
+
+    def check(self, roles: Iterable[Role]) -> None:
+        """Raise unless every fault is at one of ``roles``: a script that misses its aim tests nothing.
+
+        Raises:
+            ConfigError: names the role that does not take part.
+        """
+        known = set(roles)
+        for fault in self.script:
+            if fault.role not in known:
+                raise ConfigError(f"a fault at {fault.role}, who does not take part")
 
     def meet(self, role: Role) -> Fault | None:
         """The fault, if any, at the next message of ``role``; counts the message."""

@@ -102,6 +102,8 @@ def ask(
         TooFewParties: fewer than ``at_least`` replied; names who is missing and why.
         TacitError: all were needed and a member refused: its own error, with its role.
     """
+    if not requests:
+        return {}
     ticket = hub.post(requests)
     needed = len(requests) if at_least is None else at_least
     got: dict[Role, Message] = {}

@@ -95,6 +95,7 @@ class LocalHub:
         self._cost = CostMeter()
         self._members = dict(sorted(members.items()))
         self._faults = Faults(tuple(faults))
+        self._faults.check(members)
         self._timing = timing or Timing()
         self._jitter = Coins.from_seed(self._timing.seed)
         self._events: list[tuple[Seconds, int, _Event]] = []
@@ -387,10 +388,12 @@ def run_pair(
     Returns:
         Outputs of those who finished and errors of those who did not: raise the latter with `outputs_of`.
     """
+    script = Faults(tuple(faults))
+    script.check(parties)
     if any(fault.harm is Harm.DELAY for fault in faults):
         raise ConfigError("a pair has no virtual clock: DELAY is for stars")
     views = {role: View(role, recording) for role in sorted(parties)}
-    exchange = _Exchange(deadline, views, Faults(tuple(faults)), running=set(parties))
+    exchange = _Exchange(deadline, views, script, running=set(parties))
     outputs: dict[Role, T] = {}
     errors: dict[Role, Exception] = {}
 
