@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: install
-	$(BIN)/tacit compare --dataset digits --out demo-report
+	$(BIN)/tacit compare --dataset digits --out demo-report --overwrite
 
 lint: install
 	$(BIN)/ruff check .

@@ -9,16 +9,18 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F  # noqa: N812
 
 from tacit.attacks.gradient_leakage import (
-    Distance,
-    GradientMatching,
-    Optimiser,
-    SeenUpdates,
-    UpdateRecipe,
     exact_candidates,
     exact_recovery,
     infer_label,
     infer_label_from_weights,
     infer_labels,
+)
+from tacit.attacks.gradient_matching import (
+    Distance,
+    GradientMatching,
+    Optimiser,
+    SeenUpdates,
+    UpdateRecipe,
     match_batch,
     match_gradients,
 )
@@ -275,11 +277,11 @@ def test_simulated_local_steps_are_what_sgd_does(kept, steps, batch, participant
 
 def at(images, net, updates, how, settings, labels):
     """Distance at the true records: a box that holds nothing else starts the search there."""
-    from tacit.attacks import gradient_leakage
+    from tacit.attacks import gradient_matching
 
     seen = SeenUpdates(values=updates)
-    targets = gradient_leakage._checked_targets(net, seen, how, torch.float64)
-    problem = gradient_leakage._Search(net, targets, seen, how, settings, labels)
+    targets = gradient_matching._checked_targets(net, seen, how, torch.float64)
+    problem = gradient_matching._Search(net, targets, seen, how, settings, labels)
     _, distance, _ = problem.stack(torch.tensor([0])).evaluate(images.flatten(1))
     return float(distance[0])
 
@@ -362,7 +364,7 @@ def test_points_that_are_not_finite_do_not_poison_the_result(optimiser):
 
 
 def test_total_variation_is_that_of_autograd():
-    from tacit.attacks.gradient_leakage import _total_variation
+    from tacit.attacks.gradient_matching import _total_variation
 
     images = torch.rand(3, 2, 1, 5, 7, generator=draws(0), dtype=torch.float64).requires_grad_()
     rows, columns = images.diff(dim=-2).abs(), images.diff(dim=-1).abs()

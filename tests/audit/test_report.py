@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 
 from tacit.audit import report
-from tacit.audit.report import matrix_table, read_report, render_html, write_report
+from tacit.audit.report import read_report, render_html, write_report
 from tacit.audit.statistics import roc
+from tacit.audit.terminal import matrix_table
 from tacit.core.errors import DataError, OutputError
 
 

@@ -9,9 +9,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tacit.core.errors import ConfigError, OutputError, UnsupportedLayer
-from tacit.nn import spec as layers
+from tacit.nn import layers
 from tacit.nn.networks import initialise
-from tacit.nn.spec import ModelSpec, load_model, save_model
+from tacit.nn.spec import (
+    FORMAT,
+    MAX_JSON_CHARACTERS,
+    MAX_LAYERS,
+    ModelSpec,
+    load_model,
+    save_model,
+)
 
 # Each is a model of one or two layers and the shape of an input.
 MODELS = [
@@ -201,7 +208,7 @@ def test_shapes_that_do_not_fit_are_refused(module, shape, said):
         ModelSpec.of(module, shape)
 
 
-def described(*entries, shape=(4,), form=layers.FORMAT):
+def described(*entries, shape=(4,), form=FORMAT):
     return json.dumps({"format": form, "input_shape": shape, "layers": entries})
 
 
@@ -221,13 +228,13 @@ HOSTILE = {
     "null": "null",
     "deep": "[" * 200_000,
     "deep in place": '{"format":' * 50_000,
-    "long": '"' + "x" * layers.MAX_JSON_CHARACTERS + '"',
+    "long": '"' + "x" * MAX_JSON_CHARACTERS + '"',
     "long number": described(linear(in_features=4)).replace("4", "9" * 5000, 1),
     "surrogate": '{"\\ud800": 1}',
     "repeated key": described(linear()).replace('"bias": true', '"bias": false, "bias": true'),
     "no layers": described(),
     "layers an object": described().replace("[]", "{}"),
-    "too many layers": described(*[{"type": "ReLU"}] * (layers.MAX_LAYERS + 1)),
+    "too many layers": described(*[{"type": "ReLU"}] * (MAX_LAYERS + 1)),
     "other format": described(linear(), form="tacit.model/2"),
     "a list for a layer": described([1, 2]),
     "unknown layer": described({"type": "LSTM"}),

@@ -26,12 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from tacit.attacks.access import Knowledge, RoleView
-from tacit.attacks.gradient_leakage import (
+from tacit.attacks.gradient_leakage import exact_recovery, infer_labels
+from tacit.attacks.gradient_matching import (
     GradientMatching,
     SeenUpdates,
     UpdateRecipe,
-    exact_recovery,
-    infer_labels,
     match_gradients,
 )
 from tacit.core.errors import ConfigError, NotEnoughEvidence

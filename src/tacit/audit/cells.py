@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tacit.attacks.access import Knowledge, Labels, RoleView, Scores, TrainFunction
 from tacit.attacks.curious import GradientLeakage, Leaked
 from tacit.attacks.exposure import PlaintextExposure
-from tacit.attacks.gradient_leakage import match_batch
+from tacit.attacks.gradient_matching import match_batch
 from tacit.attacks.membership import AttackNetworks, LabelGap, LossThreshold, ShadowModels
 from tacit.audit import statistics
 from tacit.core.coins import Coins

@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F  # noqa: N812 (the name that PyTorch code uses)
 
-from tacit.attacks.gradient_leakage import (
+from tacit.attacks.gradient_leakage import exact_recovery, infer_label
+from tacit.attacks.gradient_matching import (
     GradientMatching,
     Reconstruction,
     SeenUpdates,
     UpdateRecipe,
-    exact_recovery,
-    infer_label,
     match_gradients,
 )
 from tacit.audit.statistics import clopper_pearson, median_interval, psnr

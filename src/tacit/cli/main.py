@@ -89,14 +89,18 @@ def compare(
     on from there.
     """
     from tacit import catalogue
-    from tacit.audit.report import matrix_table
+    from tacit.audit.terminal import matrix_table
 
     folder = out or Path("tacit-report") / (dataset + ("-quick" if quick else ""))
     with _progress_bar() as bar:
-        task = bar.add_task("starting", total=None)
+        task, told = bar.add_task("starting", total=None), -1
 
         def watch(what: str, done: int, total: int) -> None:
+            nonlocal told
             bar.update(task, description=what, completed=done, total=total)
+            if done > told and not bar.console.is_terminal:  # a log gets a line a cell
+                told = done
+                _say(f"{done}/{total} {what}")
 
         result = catalogue.compare(
             dataset,

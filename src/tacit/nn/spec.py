@@ -18,7 +18,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,476 +26,16 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from tacit.core.errors import ConfigError, OutputError, UnsupportedLayer
-
-Shape = tuple[int, ...]
-Pair = tuple[int, int]
+from tacit.nn.layers import KINDS, Layer, MisfitError, Shape, check_shape, short
 
 FORMAT = "tacit.model/1"
 MAX_JSON_CHARACTERS = 1 << 20
 MAX_LAYERS = 1024
-MAX_SIZE = 1 << 24  #: of any one dimension
 MAX_ELEMENTS = 1 << 28  #: of the input or any layer's output, per example
 MAX_PARAMETERS = 1 << 32
-MAX_REAL = 1e30
 
-
-class _NoParameters:
-    """What layers have in common that hold no weights and, unless they say so, keep the shape."""
-
-    __slots__ = ()
-
-    @property
-    def parameter_count(self) -> int:
-        """Number of trainable scalars: none."""
-        return 0
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Shape of one output for one input of ``shape``."""
-        return shape
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Linear:
-    """``x @ W.T + b`` over the last axis."""
-
-    in_features: int
-    out_features: int
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        _check_counts(in_features=self.in_features, out_features=self.out_features)
-        _check_flags(bias=self.bias)
-
-    @classmethod
-    def of(cls, module: nn.Linear, _label: str) -> Self:
-        """Describe a torch layer."""
-        return cls(
-            in_features=module.in_features,
-            out_features=module.out_features,
-            bias=module.bias is not None,
-        )
-
-    def module(self) -> nn.Module:
-        """The torch layer, on the meta device."""
-        return nn.Linear(self.in_features, self.out_features, self.bias, device="meta")
-
-    @property
-    def parameter_count(self) -> int:
-        """Number of trainable scalars."""
-        return self.out_features * (self.in_features + self.bias)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Shape of one output for one input of ``shape``."""
-        if shape[-1] != self.in_features:
-            raise _MisfitError(f"inputs whose last axis has {self.in_features} features")
-        return (*shape[:-1], self.out_features)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conv2d:
-    """A two-dimensional convolution with zero padding, one group and no dilation."""
-
-    in_channels: int
-    out_channels: int
-    kernel_size: Pair
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        _check_counts(in_channels=self.in_channels, out_channels=self.out_channels)
-        _check_window(self.kernel_size, self.stride, self.padding)
-        _check_flags(bias=self.bias)
-
-    @classmethod
-    def of(cls, module: nn.Conv2d, label: str) -> Self:
-        """Describe a torch layer; dilation, groups and other paddings raise `UnsupportedLayer`."""
-        _require(module, label, {"dilation": (1, 1), "groups": 1, "padding_mode": "zeros"})
-        kernel = _pair(module.kernel_size)
-        return cls(
-            in_channels=module.in_channels,
-            out_channels=module.out_channels,
-            kernel_size=kernel,
-            stride=_pair(module.stride),
-            padding=_conv_padding(module.padding, kernel, label),
-            bias=module.bias is not None,
-        )
-
-    def module(self) -> nn.Module:
-        """The torch layer, on the meta device."""
-        return nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            stride=self.stride,
-            padding=self.padding,
-            bias=self.bias,
-            device="meta",
-        )
-
-    @property
-    def parameter_count(self) -> int:
-        """Number of trainable scalars."""
-        return self.out_channels * (self.in_channels * math.prod(self.kernel_size) + self.bias)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Shape of one output for one input of ``shape``."""
-        if len(shape) != 3 or shape[0] != self.in_channels:
-            raise _MisfitError(f"inputs of shape ({self.in_channels}, height, width)")
-        windows = _windows(shape[1:], self.kernel_size, self.stride, self.padding)
-        return (self.out_channels, *windows)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaxPool2d(_NoParameters):
-    """The largest value of each window."""
-
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair = (0, 0)
-
-    def __post_init__(self) -> None:
-        _check_pool(self.kernel_size, self.stride, self.padding)
-
-    @classmethod
-    def of(cls, module: nn.MaxPool2d, label: str) -> Self:
-        """Describe a torch layer; dilation, ceil_mode and indices raise `UnsupportedLayer`."""
-        if _pair(module.dilation) != (1, 1):
-            raise _cannot_express(label, "dilation", module.dilation, 1)
-        _require(module, label, {"ceil_mode": False, "return_indices": False})
-        return cls(
-            kernel_size=_pair(module.kernel_size),
-            stride=_pair(module.stride),
-            padding=_pair(module.padding),
-        )
-
-    def module(self) -> nn.Module:
-        """The torch layer."""
-        return nn.MaxPool2d(self.kernel_size, self.stride, self.padding)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Shape of one output for one input of ``shape``."""
-        return _pooled(shape, self.kernel_size, self.stride, self.padding)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AvgPool2d(_NoParameters):
-    """The mean of each window, padding zeros included."""
-
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair = (0, 0)
-
-    def __post_init__(self) -> None:
-        _check_pool(self.kernel_size, self.stride, self.padding)
-
-    @classmethod
-    def of(cls, module: nn.AvgPool2d, label: str) -> Self:
-        """Describe a torch layer; ceil_mode and other divisors raise `UnsupportedLayer`."""
-        _require(module, label, {"ceil_mode": False, "divisor_override": None})
-        padding = _pair(module.padding)
-        if padding != (0, 0):
-            _require(module, label, {"count_include_pad": True})
-        return cls(
-            kernel_size=_pair(module.kernel_size), stride=_pair(module.stride), padding=padding
-        )
-
-    def module(self) -> nn.Module:
-        """The torch layer."""
-        return nn.AvgPool2d(self.kernel_size, self.stride, self.padding)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Shape of one output for one input of ``shape``."""
-        return _pooled(shape, self.kernel_size, self.stride, self.padding)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReLU(_NoParameters):
-    """``max(x, 0)``."""
-
-    @classmethod
-    def of(cls, _module: nn.ReLU, _label: str) -> Self:
-        """Describe a torch layer (in place or not: the values are the same)."""
-        return cls()
-
-    def module(self) -> nn.Module:
-        """The torch layer."""
-        return nn.ReLU()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeakyReLU(_NoParameters):
-    """``x`` where positive, ``negative_slope * x`` elsewhere."""
-
-    negative_slope: float = 0.01
-
-    def __post_init__(self) -> None:
-        _check_real("negative_slope", self.negative_slope)
-
-    @classmethod
-    def of(cls, module: nn.LeakyReLU, _label: str) -> Self:
-        """Describe a torch layer (in place or not: the values are the same)."""
-        return cls(negative_slope=float(module.negative_slope))
-
-    def module(self) -> nn.Module:
-        """The torch layer."""
-        return nn.LeakyReLU(self.negative_slope)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sigmoid(_NoParameters):
-    """``1 / (1 + exp(-x))``."""
-
-    @classmethod
-    def of(cls, _module: nn.Sigmoid, _label: str) -> Self:
-        """Describe a torch layer."""
-        return cls()
-
-    def module(self) -> nn.Module:
-        """The torch layer."""
-        return nn.Sigmoid()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tanh(_NoParameters):
-    """The hyperbolic tangent."""
-
-    @classmethod
-    def of(cls, _module: nn.Tanh, _label: str) -> Self:
-        """Describe a torch layer."""
-        return cls()
-
-    def module(self) -> nn.Module:
-        """The torch layer."""
-        return nn.Tanh()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flatten(_NoParameters):
-    """All axes but the batch made one."""
-
-    @classmethod
-    def of(cls, module: nn.Flatten, label: str) -> Self:
-        """Describe a torch layer; a partial flattening raises `UnsupportedLayer`."""
-        _require(module, label, {"start_dim": 1, "end_dim": -1})
-        return cls()
-
-    def module(self) -> nn.Module:
-        """The torch layer."""
-        return nn.Flatten()
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Shape of one output for one input of ``shape``."""
-        return (math.prod(shape),)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Softmax(_NoParameters):
-    """Exponentials scaled to sum to one along ``dim``, where axis 0 is the batch."""
-
-    dim: int = -1
-
-    def __post_init__(self) -> None:
-        if type(self.dim) is not int or self.dim == 0:
-            raise ConfigError(
-                f"Softmax: dim must be an integer other than 0, not {_short(self.dim)}"
-            )
-
-    @classmethod
-    def of(cls, module: nn.Softmax, label: str) -> Self:
-        """Describe a torch layer; a softmax over the batch or over no stated axis is refused."""
-        if module.dim is None or module.dim == 0:
-            raise _cannot_express(label, "dim", module.dim, -1)
-        return cls(dim=module.dim)
-
-    def module(self) -> nn.Module:
-        """The torch layer."""
-        return nn.Softmax(self.dim)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """The input's shape."""
-        if not -len(shape) <= self.dim <= len(shape):
-            raise _MisfitError(f"inputs that have an axis {self.dim} beside the batch")
-        return shape
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerNorm:
-    """Each example standardised over its last axes."""
-
-    normalized_shape: Shape
-    eps: float = 1e-5
-    elementwise_affine: bool = True
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        _check_shape("normalized_shape", self.normalized_shape)
-        _check_real("eps", self.eps, least=0.0)
-        _check_flags(elementwise_affine=self.elementwise_affine, bias=self.bias)
-
-    @classmethod
-    def of(cls, module: nn.LayerNorm, _label: str) -> Self:
-        """Describe a torch layer."""
-        return cls(
-            normalized_shape=tuple(module.normalized_shape),
-            eps=module.eps,
-            elementwise_affine=module.elementwise_affine,
-            bias=module.bias is not None,
-        )
-
-    def module(self) -> nn.Module:
-        """The torch layer, on the meta device."""
-        return nn.LayerNorm(
-            self.normalized_shape, self.eps, self.elementwise_affine, self.bias, device="meta"
-        )
-
-    @property
-    def parameter_count(self) -> int:
-        """Number of trainable scalars."""
-        return self.elementwise_affine * (1 + self.bias) * math.prod(self.normalized_shape)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """The input's shape."""
-        if shape[-len(self.normalized_shape) :] != self.normalized_shape:
-            raise _MisfitError(f"inputs whose last axes are {self.normalized_shape}")
-        return shape
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupNorm:
-    """Each example standardised over groups of channels."""
-
-    num_groups: int
-    num_channels: int
-    eps: float = 1e-5
-    affine: bool = True
-
-    def __post_init__(self) -> None:
-        _check_counts(num_groups=self.num_groups, num_channels=self.num_channels)
-        _check_real("eps", self.eps, least=0.0)
-        _check_flags(affine=self.affine)
-        if self.num_channels % self.num_groups:
-            raise ConfigError(
-                f"num_channels must be a multiple of num_groups, not {self.num_channels} "
-                f"channels in {self.num_groups} groups"
-            )
-
-    @classmethod
-    def of(cls, module: nn.GroupNorm, _label: str) -> Self:
-        """Describe a torch layer."""
-        return cls(
-            num_groups=module.num_groups,
-            num_channels=module.num_channels,
-            eps=module.eps,
-            affine=module.affine,
-        )
-
-    def module(self) -> nn.Module:
-        """The torch layer, on the meta device."""
-        return nn.GroupNorm(
-            self.num_groups, self.num_channels, self.eps, self.affine, device="meta"
-        )
-
-    @property
-    def parameter_count(self) -> int:
-        """Number of trainable scalars."""
-        return 2 * self.num_channels * self.affine
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """The input's shape."""
-        if shape[0] != self.num_channels:
-            raise _MisfitError(f"inputs of {self.num_channels} channels")
-        return shape
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _BatchNorm:
-    num_features: int
-    eps: float = 1e-5
-    momentum: float | None = 0.1
-    affine: bool = True
-    track_running_stats: bool = True
-
-    def __post_init__(self) -> None:
-        _check_counts(num_features=self.num_features)
-        _check_real("eps", self.eps, least=0.0)
-        if self.momentum is not None:
-            _check_real("momentum", self.momentum, least=0.0)
-        _check_flags(affine=self.affine, track_running_stats=self.track_running_stats)
-
-    @classmethod
-    def of(cls, module: nn.BatchNorm1d | nn.BatchNorm2d, _label: str) -> Self:
-        """Describe a torch layer."""
-        return cls(
-            num_features=module.num_features,
-            eps=module.eps,
-            momentum=module.momentum,
-            affine=module.affine,
-            track_running_stats=module.track_running_stats,
-        )
-
-    def module(self) -> nn.Module:
-        """The torch layer, on the meta device."""
-        kind = nn.BatchNorm1d if isinstance(self, BatchNorm1d) else nn.BatchNorm2d
-        return kind(
-            self.num_features,
-            eps=self.eps,
-            momentum=self.momentum,
-            affine=self.affine,
-            track_running_stats=self.track_running_stats,
-            device="meta",
-        )
-
-    @property
-    def parameter_count(self) -> int:
-        """Number of trainable scalars; running statistics are not counted."""
-        return 2 * self.num_features * self.affine
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchNorm1d(_BatchNorm):
-    """Each feature standardised over the batch; inputs are vectors, or channels by length."""
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """The input's shape."""
-        if len(shape) > 2 or shape[0] != self.num_features:
-            raise _MisfitError(
-                f"inputs of shape ({self.num_features},) or ({self.num_features}, length)"
-            )
-        return shape
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchNorm2d(_BatchNorm):
-    """Each channel standardised over the batch and the image."""
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """The input's shape."""
-        if len(shape) != 3 or shape[0] != self.num_features:
-            raise _MisfitError(f"inputs of shape ({self.num_features}, height, width)")
-        return shape
-
-
-Layer = (
-    Linear
-    | Conv2d
-    | MaxPool2d
-    | AvgPool2d
-    | ReLU
-    | LeakyReLU
-    | Sigmoid
-    | Tanh
-    | Flatten
-    | Softmax
-    | LayerNorm
-    | GroupNorm
-    | BatchNorm1d
-    | BatchNorm2d
-)
-
-_KINDS: Mapping[str, type[Layer]] = {kind.__name__: kind for kind in get_args(Layer)}
 _READERS: Mapping[type[nn.Module], Callable[[Any, str], Layer]] = {
-    getattr(nn, name): kind.of for name, kind in _KINDS.items()
+    getattr(nn, name): kind.of for name, kind in KINDS.items()
 }
 
 
@@ -521,7 +61,7 @@ class ModelSpec:
             raise ConfigError(f"layers must be a tuple of 1 to {MAX_LAYERS} layers")
         for layer in self.layers:
             if not isinstance(layer, Layer):
-                raise ConfigError(f"layers must hold tacit.nn.spec layers, not {_short(layer)}")
+                raise ConfigError(f"layers must hold layers of tacit.nn.layers, not {short(layer)}")
         if self.parameter_count > MAX_PARAMETERS:
             raise ConfigError(
                 f"a model may have at most {MAX_PARAMETERS} parameters, not {self.parameter_count}"
@@ -598,7 +138,7 @@ class ModelSpec:
         _check_keys("the description", document, {"format", "input_shape", "layers"})
         if document["format"] != FORMAT:
             raise ConfigError(
-                f"the description's format must be {FORMAT!r}, not {_short(document['format'])}"
+                f"the description's format must be {FORMAT!r}, not {short(document['format'])}"
             )
         listed = document["layers"]
         if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_LAYERS:
@@ -662,18 +202,14 @@ def load_model(path: Path | str) -> nn.Sequential:
     return model.eval()
 
 
-class _MisfitError(Exception):
-    """An input shape that a layer cannot take; says what it takes instead."""
-
-
 def _follow(shape: Shape, layers: Sequence[Layer], labels: Sequence[str]) -> tuple[Shape, ...]:
-    _check_shape("input_shape", shape)
+    check_shape("input_shape", shape)
     _check_elements("the input", shape)
     shapes = []
     for layer, label in zip(layers, labels, strict=True):
         try:
             following = layer.output_shape(shape)
-        except _MisfitError as misfit:
+        except MisfitError as misfit:
             raise ConfigError(
                 f"layer {label} takes {misfit}, but gets shape {shape}: "
                 "correct the layer or input_shape"
@@ -682,20 +218,6 @@ def _follow(shape: Shape, layers: Sequence[Layer], labels: Sequence[str]) -> tup
         shapes.append(following)
         shape = following
     return tuple(shapes)
-
-
-def _windows(image: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
-    padded = [size + 2 * pad for size, pad in zip(image, padding, strict=True)]
-    if any(size < window for size, window in zip(padded, kernel, strict=True)):
-        raise _MisfitError(f"images no smaller than its {kernel[0]}x{kernel[1]} window")
-    steps = zip(padded, kernel, stride, strict=True)
-    return tuple((size - window) // step + 1 for size, window, step in steps)
-
-
-def _pooled(shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
-    if len(shape) != 3:
-        raise _MisfitError("inputs of shape (channels, height, width)")
-    return (shape[0], *_windows(shape[1:], kernel, stride, padding))
 
 
 def _leaves(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -725,7 +247,7 @@ def _read(path: str, module: nn.Module) -> Layer:
     reader = _READERS.get(type(module))
     if reader is None:
         raise UnsupportedLayer(
-            f"layer {label} cannot be described: use nn.Sequential of {', '.join(_KINDS)}"
+            f"layer {label} cannot be described: use nn.Sequential of {', '.join(KINDS)}"
         )
     layer = reader(module, label)
     expected = {name: t.shape for name, t in layer.module().state_dict().items()}
@@ -748,82 +270,6 @@ def _check_unshared(named: Sequence[tuple[str, nn.Module]]) -> None:
                     f"layers {other} and {_label(path, leaf)} share weights, which a list of "
                     "layers cannot express: give each its own"
                 )
-
-
-def _require(module: nn.Module, label: str, options: Mapping[str, object]) -> None:
-    for name, only in options.items():
-        if getattr(module, name) != only:
-            raise _cannot_express(label, name, getattr(module, name), only)
-
-
-def _cannot_express(label: str, option: str, value: object, only: object) -> UnsupportedLayer:
-    return UnsupportedLayer(
-        f"layer {label} has {option}={value!r}, which cannot be described: "
-        f"use a layer with {option}={only!r}"
-    )
-
-
-def _pair(value: int | tuple[int, ...]) -> Pair:
-    first, second = (value, value) if isinstance(value, int) else value
-    return first, second
-
-
-def _conv_padding(padding: str | tuple[int, ...], kernel: Pair, label: str) -> Pair:
-    if padding == "valid":
-        return (0, 0)
-    if padding == "same":
-        if any(size % 2 == 0 for size in kernel):
-            # An even window pads more on one side than on the other.
-            raise _cannot_express(label, "padding", padding, 0)
-        return (kernel[0] // 2, kernel[1] // 2)
-    return _pair(tuple(int(side) for side in padding))
-
-
-def _check_counts(least: int = 1, **counts: object) -> None:
-    for name, value in counts.items():
-        if type(value) is not int or not least <= value <= MAX_SIZE:
-            raise ConfigError(
-                f"{name} must be an integer from {least} to {MAX_SIZE}, not {_short(value)}"
-            )
-
-
-def _check_flags(**flags: object) -> None:
-    for name, value in flags.items():
-        if type(value) is not bool:
-            raise ConfigError(f"{name} must be true or false, not {_short(value)}")
-
-
-def _check_real(name: str, value: object, *, least: float = -MAX_REAL) -> None:
-    # Compared, not converted: a JSON integer may be too long for a float.
-    if not isinstance(value, (int, float)) or type(value) is bool or not least <= value <= MAX_REAL:
-        raise ConfigError(
-            f"{name} must be a number from {least} to {MAX_REAL}, not {_short(value)}"
-        )
-
-
-def _check_shape(name: str, shape: object) -> None:
-    if not isinstance(shape, tuple) or not 1 <= len(shape) <= 8:
-        raise ConfigError(f"{name} must be a tuple of 1 to 8 sizes, not {_short(shape)}")
-    for size in shape:
-        _check_counts(**{f"each size in {name}": size})
-
-
-def _check_window(kernel: object, stride: object, padding: object) -> None:
-    for name, pair, least in (
-        ("kernel_size", kernel, 1),
-        ("stride", stride, 1),
-        ("padding", padding, 0),
-    ):
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise ConfigError(f"{name} must be a pair (down, across), not {_short(pair)}")
-        for side in pair:
-            _check_counts(least, **{f"each side of {name}": side})
-
-
-def _check_pool(kernel: Pair, stride: Pair, padding: Pair) -> None:
-    _check_window(kernel, stride, padding)
-    if any(2 * pad > size for pad, size in zip(padding, kernel, strict=True)):
-        raise ConfigError(f"padding may be at most half of kernel_size {kernel}, not {padding}")
 
 
 def _check_elements(what: str, shape: Shape) -> None:
@@ -852,19 +298,19 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _check_keys(what: str, entry: object, keys: set[str]) -> None:
     if not isinstance(entry, dict):
-        raise ConfigError(f"{what} must be an object, not {_short(entry)}")
+        raise ConfigError(f"{what} must be an object, not {short(entry)}")
     if entry.keys() != keys:
         raise ConfigError(
-            f"{what} must have exactly the keys {sorted(keys)}, not {_short(sorted(entry))}"
+            f"{what} must have exactly the keys {sorted(keys)}, not {short(sorted(entry))}"
         )
 
 
 def _layer_from(entry: Any, position: int) -> Layer:
     what = f"layer {position} of the description"
     name = entry.get("type") if isinstance(entry, dict) else None
-    kind = _KINDS.get(name) if isinstance(name, str) else None
+    kind = KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise ConfigError(f"{what} must have a type out of {', '.join(_KINDS)}, not {_short(name)}")
+        raise ConfigError(f"{what} must have a type out of {', '.join(KINDS)}, not {short(name)}")
     _check_keys(what, entry, {"type"} | {field.name for field in fields(kind)})
     options = {key: _as_tuple(value) for key, value in entry.items() if key != "type"}
     try:
@@ -875,11 +321,6 @@ def _layer_from(entry: Any, position: int) -> Layer:
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _listed(tensors: Mapping[str, torch.Size]) -> str:
@@ -907,7 +348,7 @@ def _check_tensors(
     if differing:
         name = differing[0]
         raise ConfigError(
-            f"{path}: tensor {_short(name)} should be {_shape_or_absent(wanted, name)} by the "
+            f"{path}: tensor {short(name)} should be {_shape_or_absent(wanted, name)} by the "
             f"description but is {_shape_or_absent(found, name)}: the file is damaged or forged"
         )
     _check_one_float_type(tensors, ConfigError, path)
