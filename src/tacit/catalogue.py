@@ -15,8 +15,9 @@ from typing import Any, Literal, TypeVar
 from tacit.attacks.curious import GradientLeakage
 from tacit.attacks.membership import LabelGap, LossThreshold, ShadowModels
 from tacit.audit.cells import ExposureAt, LeakageAt, MembershipFrom, Plan
-from tacit.audit.compare import Row, Settings, Watch
+from tacit.audit.compare import Row, Watch
 from tacit.audit.compare import compare as run_compare
+from tacit.audit.world import Settings
 from tacit.core.errors import ConfigError, UnknownName
 from tacit.training.local_dp import LocalDP
 from tacit.training.plain import Centralised, FederatedAveraging, FederatedSGD

@@ -14,7 +14,8 @@ from tacit import catalogue
 from tacit.attacks.curious import GradientLeakage
 from tacit.attacks.membership import LossThreshold
 from tacit.audit.cells import ExposureAt, LeakageAt, Measurement, MembershipFrom, Trial, pooled
-from tacit.audit.compare import Row, Settings, compare, judge_cells, train_judge
+from tacit.audit.compare import Row, compare, judge_cells
+from tacit.audit.world import Settings, train_judge
 from tacit.core.errors import ConfigError, DataError, Diverged, OutputError
 from tacit.nn.data import load
 from tacit.parties.views import Observation

@@ -552,7 +552,7 @@ def pooled(measurements: Sequence[Measurement]) -> Measurement:
         chance=chance,
         interval=interval,
         knowledge=first.knowledge,
-        why=first.why + f"; {len(valid)} seeds pooled",
+        why=f"{first.why}; {len(valid)} seeds pooled, the further figures are the first seed's",
         details=details,
         figures=first.figures,
     )

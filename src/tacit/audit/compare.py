@@ -15,8 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,21 +23,18 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 import tacit
-from tacit.attacks.access import TrainFunction
 from tacit.audit import statistics
-from tacit.audit.cells import Judge, Measurement, Plan, Protection, Trial, pooled
+from tacit.audit.cells import Measurement, Plan, Protection, Trial, pooled
+from tacit.audit.provenance import header
 from tacit.audit.report import read_report, write_report
+from tacit.audit.world import Settings, World, check_rows, deal, imitation
 from tacit.core.coins import Coins
-from tacit.core.errors import ConfigError, DataError, OutputError, TacitError, UnknownName
-from tacit.nn.data import DataSet, check_finite, load, split_by_label, split_iid
-from tacit.nn.federated import Task
-from tacit.nn.local_work import accuracy, fit
-from tacit.nn.networks import cnn, mlp
+from tacit.core.errors import ConfigError, DataError, OutputError, TacitError
+from tacit.nn.data import DataSet, check_finite, load
+from tacit.nn.local_work import accuracy
 from tacit.parties.views import Level, Recording
 
 SCHEMA = 1
@@ -69,153 +64,6 @@ class Row:
     paper: int | None = None
     unprotected: bool = False
     control: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """Sizes and seeds of a comparison.
-
-    Args:
-        dataset: name of the data set.
-        owners: owners among whom the members are split.
-        records: records of each owner.
-        population: records from which adversaries (three fifths) and the evaluator (two fifths) learn.
-        split: how records are split among owners: "iid", or "label" (each owner holds few labels).
-        hidden: hidden units of the target network.
-        seeds: independent repetitions.
-        seed: the first of them.
-    """
-
-    dataset: str = "digits"
-    owners: int = 10
-    records: int = 40
-    population: int = 990
-    split: str = "iid"
-    hidden: int = 32
-    seeds: int = 3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if (
-            min(self.records, self.hidden, self.seeds) < 1
-            or self.owners < 2
-            or self.population < 100
-        ):
-            raise ConfigError(
-                "records, hidden and seeds of at least 1, 2 owners and a population of at least 100 expected, got "
-                f"{self.records}, {self.hidden}, {self.seeds}, {self.owners} and {self.population}"
-            )
-        if self.split not in ("iid", "label"):
-            raise UnknownName("way to split", self.split, ("iid", "label"))
-        if self.seed < 0:
-            raise ConfigError(f"a seed of 0 or more expected, got {self.seed}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _World:
-    """What one seed deals to everybody."""
-
-    task: Task
-    members: tuple[Tensor, Tensor]
-    nonmembers: tuple[Tensor, Tensor]
-    population: tuple[Tensor, Tensor]
-    judge: Judge
-    seed: int
-    shared: dict[str, Any] = field(default_factory=dict)
-
-
-def _train_fn(task: Task, settings: Settings) -> TrainFunction:
-    """The recipe that an adversary imitates: the target's architecture, plain SGD until the records are learned."""
-
-    def train(inputs: Tensor, labels: Tensor, generator: torch.Generator) -> nn.Module:
-        model = mlp(task.input_shape, (settings.hidden,), task.classes, generator=generator)
-        return fit(
-            model, inputs, labels, epochs=60, batch_size=16, learning_rate=0.1, generator=generator
-        )
-
-    return train
-
-
-def _deal(data: DataSet, settings: Settings, seed: int) -> _World:
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.cat([data.inputs_train, data.inputs_test])
-    labels = torch.cat([data.labels_train, data.labels_test])
-    order = torch.randperm(len(inputs), generator=generator)[: _rows_needed(settings)]
-    inputs, labels = inputs[order], labels[order]
-    own = settings.owners * settings.records
-    if settings.split == "label":
-        parts = split_by_label(labels[:own], settings.owners, generator)
-    else:
-        parts = split_iid(own, settings.owners, generator)
-    shards = tuple((inputs[part], labels[part]) for part in parts)
-    learned = 2 * own + settings.population * 3 // 5
-    return _World(
-        task=Task(
-            name=data.name,
-            start=mlp(data.input_shape, (settings.hidden,), data.classes, generator=generator),
-            shards=shards,
-            input_shape=data.input_shape,
-            classes=data.classes,
-            seed=seed,
-        ),
-        members=(torch.cat([x for x, _ in shards]), torch.cat([y for _, y in shards])),
-        nonmembers=(inputs[own : 2 * own], labels[own : 2 * own]),
-        population=(inputs[2 * own : learned], labels[2 * own : learned]),
-        judge=train_judge(
-            inputs[learned:],
-            labels[learned:],
-            data.classes,
-            torch.Generator().manual_seed(seed + 7_919),
-        ),
-        seed=seed,
-    )
-
-
-def _rows_needed(settings: Settings) -> int:
-    return 2 * settings.owners * settings.records + settings.population
-
-
-def _check_rows(data: DataSet, settings: Settings) -> None:
-    have, need = len(data.inputs_train) + len(data.inputs_test), _rows_needed(settings)
-    if need > have:
-        raise ConfigError(
-            f"{settings.owners} owners of {settings.records} records, as many non-members and a population of "
-            f"{settings.population} need {need} rows; {data.name} has {have}: use fewer owners or records"
-        )
-
-
-def train_judge(inputs: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> Judge:
-    """An evaluator: a convolutional net with a class for junk, trained on four fifths of the records given.
-
-    Junk is uniform noise, records with their pixels shuffled, and noise around the mean record: a plain classifier would
-    call such images some class with confidence.
-    """
-    cut = len(inputs) * 4 // 5
-    noise = torch.rand(inputs.shape, generator=generator)
-    pixels = torch.rand(inputs.flatten(1).shape, generator=generator).argsort(1)
-    shuffled = inputs.flatten(1).gather(1, pixels).reshape(inputs.shape)
-    around = (inputs.mean(0) + 0.3 * (noise - 0.5)).clamp(0, 1)
-    kind = torch.arange(len(inputs)) % 3
-    mask = [(kind == k).reshape(-1, *[1] * (inputs.dim() - 1)) for k in range(3)]
-    junk = torch.where(mask[0], noise, torch.where(mask[1], shuffled, around))
-    everything = torch.cat([inputs[:cut], junk[:cut]])
-    answers = torch.cat([labels[:cut], torch.full((cut,), classes)])
-    model = cnn(tuple(inputs.shape[1:]), classes + 1, width=8, generator=generator)
-    fit(
-        model,
-        everything,
-        answers,
-        epochs=max(12, 20_000 // len(everything)),  # some 600 steps, however few records there are
-        batch_size=32,
-        learning_rate=0.05,
-        momentum=0.9,
-        generator=generator,
-    )
-    held = (
-        torch.cat([inputs[cut:], junk[cut:]]),
-        torch.cat([labels[cut:], torch.full((len(inputs) - cut,), classes)]),
-    )
-    return Judge(model=model, accuracy=accuracy(model, *held))
 
 
 # --- the run
@@ -363,7 +211,7 @@ def compare(
     """
     _check_names(rows, plans)
     data = data or load(settings.dataset)
-    _check_rows(data, settings)
+    check_rows(data, settings)
     check_finite(f"the records of {data.name}", data.inputs_train)
     check_finite(f"the records of {data.name}", data.inputs_test)
     fingerprint = _fingerprint(settings, rows, plans, data)
@@ -470,7 +318,7 @@ class _Comparison:
     def run(self) -> None:
         """Fill every cell that is not there yet."""
         for seed in self.seeds:
-            world: _World | None = None
+            world: World | None = None
             for row in self.rows:
                 kept = self.progress.row(seed, row.name)
                 cells = kept["cells"]
@@ -478,11 +326,11 @@ class _Comparison:
                 self.done += len(self.plans) - len(todo)
                 if todo:
                     self.tell(f"seed {seed}: dealing records")
-                    world = world or _deal(self.data, self.settings, seed)
+                    world = world or deal(self.data, self.settings, seed)
                     self._fill(kept, row, todo, world)
         self.tell("done")
 
-    def _fill(self, kept: dict[str, Any], row: Row, todo: Sequence[Plan], world: _World) -> None:
+    def _fill(self, kept: dict[str, Any], row: Row, todo: Sequence[Plan], world: World) -> None:
         trial = self._trained(kept, row, world)
         for plan in todo:
             self.tell(f"seed {world.seed}: {row.name}: {plan.name}")
@@ -490,7 +338,7 @@ class _Comparison:
             self.done += 1
             self.progress.save()
 
-    def _trained(self, kept: dict[str, Any], row: Row, world: _World) -> Trial:
+    def _trained(self, kept: dict[str, Any], row: Row, world: World) -> Trial:
         def training(step: int, steps: int) -> None:
             if step % max(1, steps // 20) == 0:
                 self.tell(f"seed {world.seed}: {row.name}: training {100 * step // steps} %")
@@ -525,7 +373,7 @@ class _Comparison:
             members=world.members,
             nonmembers=world.nonmembers,
             population=world.population,
-            train_fn=_train_fn(world.task, self.settings),
+            train_fn=imitation(world.task, self.settings),
             judge=world.judge,
             seed=world.seed,
             shared=world.shared,
@@ -576,59 +424,6 @@ def _measured(plan: Plan, trial: Trial) -> dict[str, Any]:
 
 
 # --- the report
-
-
-def machine() -> dict[str, object]:
-    """What the figures were measured on."""
-    return {
-        "platform": platform.platform(terse=True),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
-
-
-def commit() -> str | None:
-    """The commit of the checkout that the package runs from; None for an installed package."""
-    root = Path(tacit.__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(  # noqa: S603
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def header(
-    command: str, settings: Mapping[str, object], seconds: float, *, seeded: bool
-) -> dict[str, Any]:
-    """What every machine-readable output begins with."""
-    return {
-        "command": command,
-        "version": tacit.__version__,
-        "commit": commit(),
-        "machine": machine(),
-        "settings": dict(settings),
-        "seconds": round(seconds, 3),
-        "seeded": seeded,
-    }
 
 
 def _cell(kept: Iterable[Mapping[str, Any]], plan: Plan) -> dict[str, Any]:

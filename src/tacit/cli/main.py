@@ -163,7 +163,7 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Rerun a headline result on its data and print the paper's figure beside ours."""
-    from tacit.audit.compare import header
+    from tacit.audit.provenance import header
     from tacit.audit.reproduce import reproduce as run_reproduce
 
     start = time.perf_counter()
@@ -201,7 +201,7 @@ def bench(
 ) -> None:
     """Measure speed and bytes on this machine, beside peers where there are any."""
     from tacit.audit.bench import bench as run_bench
-    from tacit.audit.compare import header
+    from tacit.audit.provenance import header
 
     start = time.perf_counter()
     result = run_bench(name, quick=quick, note=_say)

@@ -1,0 +1,68 @@
+"""What every machine-readable output begins with: what ran, on what, with which settings."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import tacit
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    return {
+        "platform": platform.platform(terse=True),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def commit() -> str | None:
+    """The commit of the checkout that the package runs from; None for an installed package."""
+    root = Path(tacit.__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(  # noqa: S603
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def header(
+    command: str, settings: Mapping[str, object], seconds: float, *, seeded: bool
+) -> dict[str, Any]:
+    """What every machine-readable output begins with."""
+    return {
+        "command": command,
+        "version": tacit.__version__,
+        "commit": commit(),
+        "machine": machine(),
+        "settings": dict(settings),
+        "seconds": round(seconds, 3),
+        "seeded": seeded,
+    }
