@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tacit.core.errors import ConfigError, DataError, UnknownName
-from tacit.nn.data import DataSet, available, check_finite, load, split_by_label, split_iid, subset
+from tacit.nn.data import DataSet, available, check_finite, load, split_by_label, split_iid
 
 
 def small(**changes):
@@ -329,29 +329,6 @@ def test_a_data_set_is_frozen():
     assert data.input_shape == (2, 2)
     with pytest.raises(dataclasses.FrozenInstanceError):
         data.classes = 4
-
-
-def test_subset_keeps_the_rows_asked_for_in_order():
-    data = small()
-    part = subset(data, torch.tensor([4, 0]))
-    assert torch.equal(part.inputs_train, data.inputs_train[[4, 0]])
-    assert part.labels_train.tolist() == [1, 0]
-    assert part.inputs_test is data.inputs_test
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        torch.tensor([], dtype=torch.int64),
-        torch.tensor([6]),
-        torch.tensor([-1]),
-        torch.tensor([[0]]),
-        torch.ones(6) > 0,
-    ],
-)
-def test_subset_refuses_rows_that_are_not_there(rows):
-    with pytest.raises(DataError, match="rows must"):
-        subset(small(), rows)
 
 
 def assert_partition(parts, rows):

@@ -391,6 +391,7 @@ def _details(
     ]
     return {
         "psnr_db": float(statistics.psnr(originals, images).median()),
+        "ssim": float(statistics.ssim(originals, images).median()),
         "labels_inferred": sum(guessed) / len(guessed),
         "control_reidentified": chance,
         "evaluator": {
@@ -500,9 +501,18 @@ class MembershipFrom:
             interval=statistics.auc_interval(inside, outside),
             knowledge=knowledge.described(),
             why=f"{len(inside)} members against {len(outside)} non-members, {access.counter.spent} queries",
-            details=_low_rates(inside, outside),
+            details=_at_threshold(self.attack.threshold, inside, outside)
+            | _low_rates(inside, outside),
             figures={"roc": _thinned(fpr.tolist(), tpr.tolist())},
         )
+
+
+def _at_threshold(threshold: float | None, inside: Tensor, outside: Tensor) -> dict[str, Any]:
+    """Balanced accuracy of an attack that fixes its own threshold; the best threshold found afterwards would flatter it."""
+    if threshold is None:
+        return {}
+    judged = statistics.balanced_accuracy(inside, outside, threshold=threshold)
+    return {"balanced_accuracy": judged.as_json()}
 
 
 def _low_rates(inside: Tensor, outside: Tensor) -> dict[str, Any]:

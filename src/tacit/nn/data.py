@@ -11,7 +11,7 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -150,29 +150,6 @@ def available(folder: Path | str | None = None) -> list[Listing]:
         folder: where the files are; by default what the environment variable ``TACIT_DATA`` says.
     """
     return [_listing(name, source, folder) for name, source in _SOURCES.items()]
-
-
-def subset(data: DataSet, rows: Tensor) -> DataSet:
-    """The same data set with only some of its training rows, for instance one owner's.
-
-    Args:
-        data: the whole; its test rows are kept.
-        rows: which training rows, in order; int64, shape (k,), k at least 1.
-
-    Raises:
-        DataError: ``rows`` is empty or names a row that is not there.
-    """
-    total = len(data.labels_train)
-    if rows.dtype != torch.int64 or rows.ndim != 1 or len(rows) == 0:
-        raise DataError(
-            f"rows must be int64 of shape (k,), k at least 1, not {rows.dtype} of shape "
-            f"{tuple(rows.shape)}"
-        )
-    if rows.min() < 0 or rows.max() >= total:
-        raise DataError(
-            f"rows must lie in 0 .. {total - 1}, but lie in {rows.min()} .. {rows.max()}"
-        )
-    return replace(data, inputs_train=data.inputs_train[rows], labels_train=data.labels_train[rows])
 
 
 def split_iid(rows: int, owners: int, generator: torch.Generator) -> list[Tensor]:
