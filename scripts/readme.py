@@ -108,9 +108,11 @@ TABLES: dict[str, Callable[[], str]] = {
 def rewritten(text: str) -> str:
     """README's text with every table between its markers made anew."""
     for name, make in TABLES.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         body = make()
-        text, count = re.subn(pattern, lambda m, body=body: m[1] + body + m[2], text, flags=re.S)
+        text, count = re.subn(
+            pattern, lambda m, body=body: m[1] + body + "\n" + m[2], text, flags=re.S
+        )
         if count != 1:
             raise SystemExit(
                 f"README.md needs exactly one pair of markers for {name}, it has {count}"
