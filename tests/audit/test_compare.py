@@ -157,7 +157,9 @@ class Interrupted:
         self.calls += 1
         if self.calls == 2:
             raise KeyboardInterrupt
-        return Measurement(metric="exposed", value=0.5, n=10, hits=5, interval=(0.2, 0.8))
+        return Measurement(
+            metric="exposed", value=0.5, n=10, counts=((5, 10),), interval=(0.2, 0.8)
+        )
 
 
 def test_an_interrupted_run_keeps_its_cells_and_a_rerun_goes_on(tmp_path: Path) -> None:
@@ -278,7 +280,7 @@ def test_no_access_is_printed_where_the_observation_is_empty_and_only_there(
 
 def test_pooled_rates_add_up_hits_and_pooled_areas_are_averaged() -> None:
     rates = [
-        Measurement(metric="r", value=h / 10, hits=h, n=10, chance=0.1, interval=(0, 1))
+        Measurement(metric="r", value=h / 10, counts=((h, 10),), n=10, chance=0.1, interval=(0, 1))
         for h in (2, 8)
     ]
     assert pooled(rates).value == 0.5 and pooled(rates).n == 20

@@ -15,6 +15,7 @@ from tacit.audit.statistics import (
     auc_interval,
     balanced_accuracy,
     clopper_pearson,
+    clustered_interval,
     median_interval,
     psnr,
     roc,
@@ -246,3 +247,33 @@ def test_verdict_refuses_what_is_no_figure():
     for value, interval in [(math.nan, (0.4, 0.6)), (0.5, (math.nan, 1.0)), (0.5, (0.6, 0.4))]:
         with pytest.raises(DataError):
             verdict(value, interval, 0.5, baseline_leaks=True)
+
+
+def test_clusters_of_one_and_equal_clusters_are_independent_trials():
+    assert clustered_interval([(1, 1), (0, 1), (1, 1)]) == clopper_pearson(2, 3)
+    assert clustered_interval([(3, 10), (3, 10), (3, 10)]) == clopper_pearson(9, 30)
+    assert clustered_interval([(0, 9), (0, 9)]) == clopper_pearson(0, 18)
+    assert clustered_interval([(4, 20)]) == clopper_pearson(4, 20)
+
+
+def test_clusters_that_differ_widen_the_interval_and_never_narrow_it():
+    low, high = clustered_interval([(9, 10), (1, 10), (8, 10), (2, 10)])
+    plain = clopper_pearson(20, 40)
+    assert low < plain[0] - 0.1 and high > plain[1] + 0.1
+    for counts in ([(5, 10), (6, 10)], [(1, 9), (2, 9), (1, 9), (3, 9)]):
+        hits, n = (sum(part) for part in zip(*counts, strict=True))
+        low, high = clustered_interval(counts)
+        assert low <= clopper_pearson(hits, n)[0] and high >= clopper_pearson(hits, n)[1]
+
+
+def test_the_clustered_interval_covers_where_the_plain_one_does_not():
+    """Clusters of 10 that succeed all or nothing: the plain interval misses far more often than 5 %."""
+    generator = torch.Generator().manual_seed(4)
+    covered = plain = 0
+    for _ in range(400):
+        whole = torch.rand(12, generator=generator) < 0.4
+        counts = [(10 * int(w), 10) for w in whole]
+        hits = sum(h for h, _ in counts)
+        covered += clustered_interval(counts)[0] <= 0.4 <= clustered_interval(counts)[1]
+        plain += clopper_pearson(hits, 120)[0] <= 0.4 <= clopper_pearson(hits, 120)[1]
+    assert covered / 400 >= 0.95 > 0.8 > plain / 400

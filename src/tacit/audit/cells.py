@@ -116,7 +116,7 @@ class Measurement:
         access: False where the observation is empty and the attack had nothing to run on.
         value: the figure; None where the attack could not run.
         n: what it rests on.
-        hits: for rates, how often the attack succeeded.
+        counts: for rates, (successes, trials) of each update or set of records that succeeds or fails together.
         chance: what it reaches where nothing leaks.
         interval: of the figure.
         knowledge: what the adversary knew.
@@ -129,7 +129,7 @@ class Measurement:
     access: bool = True
     value: float | None = None
     n: int = 0
-    hits: float | None = None
+    counts: tuple[tuple[int, int], ...] | None = None
     chance: float = 0.0
     interval: tuple[float, float] = (0.0, 1.0)
     knowledge: dict[str, object] = field(default_factory=dict)
@@ -144,7 +144,14 @@ class Measurement:
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Measurement:
         """A measurement saved by `as_json`."""
-        return cls(**{**saved, "interval": tuple(saved["interval"])})
+        counts = saved["counts"]
+        return cls(
+            **{
+                **saved,
+                "interval": tuple(saved["interval"]),
+                "counts": None if counts is None else tuple((h, n) for h, n in counts),
+            }
+        )
 
 
 class Plan(Protocol):
@@ -219,7 +226,7 @@ class ExposureAt:
         return Measurement(
             metric=self.metric,
             value=hits / len(others),
-            hits=hits,
+            counts=((hits, len(others)),),
             n=len(others),
             interval=statistics.clopper_pearson(hits, len(others)),
             knowledge=knowledge.described(),
@@ -274,18 +281,20 @@ class LeakageAt:
         control = [truth.others(item.update) for item in leaked]
         guesses = [_nearest(item.images, trial.members[0]) for item in leaked]
         n, others = sum(map(len, behind)), sum(map(len, control))
-        hits = sum(len(g & set(rows)) for g, rows in zip(guesses, behind, strict=True))
+        counts = tuple(
+            (len(g & set(rows)), len(rows)) for g, rows in zip(guesses, behind, strict=True)
+        )
         misses = sum(len(g & set(rows)) for g, rows in zip(guesses, control, strict=True))
         # A guess that knows nothing names as many records at random.
         blind = sum(len(g) * len(rows) for g, rows in zip(guesses, behind, strict=True))
         chance = max(misses / others if others else 0.0, blind / n / len(trial.members[0]))
         return Measurement(
             metric=self.metric,
-            value=hits / n,
-            hits=hits,
+            value=sum(h for h, _ in counts) / n,
+            counts=counts,
             n=n,
             chance=chance,
-            interval=statistics.clopper_pearson(hits, n),
+            interval=statistics.clustered_interval(counts),
             knowledge=knowledge.described() | _told(leaked[0].update),
             why=_story(leaked, n),
             details=_details(leaked, behind, trial, chance=misses / others if others else None),
@@ -362,10 +371,7 @@ def _story(leaked: list[Leaked], n: int) -> str:
     each = n // len(leaked)
     noisy = " noisy" if first.update.noisy else ""
     behind = "1 record" if each == 1 else f"{each} records"
-    told = f"{first.road} on {len(leaked)}{noisy} updates with {behind} behind each, from round {first.update.round} on"
-    if each > 1:
-        told += "; the interval takes records of one update as independent"
-    return told
+    return f"{first.road} on {len(leaked)}{noisy} updates with {behind} behind each, from round {first.update.round} on"
 
 
 def _aligned(leaked: Leaked, rows: list[int], gallery: Tensor) -> tuple[Tensor, Tensor]:
@@ -535,7 +541,7 @@ def _thinned(fpr: list[float], tpr: list[float], points: int = 200) -> dict[str,
 def pooled(measurements: Sequence[Measurement]) -> Measurement:
     """One measurement of several seeds.
 
-    Rates add up their hits. Areas under the curve are averaged; their intervals, from independent seeds, shrink with the
+    Rates add up their counts. Areas under the curve are averaged; their intervals, from independent seeds, shrink with the
     root of the number. Images, curves and further figures are the first seed's.
     """
     first = measurements[0]
@@ -545,11 +551,11 @@ def pooled(measurements: Sequence[Measurement]) -> Measurement:
     n = sum(m.n for m in valid)
     chance = sum(m.chance * m.n for m in valid) / n
     details = {**first.details, "by_seed": [m.value for m in valid]}
-    if all(m.hits is not None for m in valid):
-        hits = sum(m.hits or 0.0 for m in valid)
-        value, interval = hits / n, statistics.clopper_pearson(hits, n)
+    counts = tuple(count for m in valid for count in m.counts or ())
+    if counts:
+        value = sum(h for h, _ in counts) / n
+        interval = statistics.clustered_interval(counts)
     else:
-        hits = None
         value = sum(m.value or 0.0 for m in valid) / len(valid)
         below = math.sqrt(sum(((m.value or 0.0) - m.interval[0]) ** 2 for m in valid)) / len(valid)
         above = math.sqrt(sum((m.interval[1] - (m.value or 0.0)) ** 2 for m in valid)) / len(valid)
@@ -558,7 +564,7 @@ def pooled(measurements: Sequence[Measurement]) -> Measurement:
         metric=first.metric,
         value=value,
         n=n,
-        hits=hits,
+        counts=counts or None,
         chance=chance,
         interval=interval,
         knowledge=first.knowledge,

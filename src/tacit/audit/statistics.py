@@ -54,11 +54,11 @@ class Estimate:
         return {"value": self.value, "interval": list(self.interval), "n": self.n}
 
 
-def clopper_pearson(hits: float, n: int, confidence: float = 0.95) -> Interval:
+def clopper_pearson(hits: float, n: float, confidence: float = 0.95) -> Interval:
     """Exact interval of a proportion: it covers the truth at least `confidence` of the time.
 
     Args:
-        hits: successes, 0 to `n`; half successes (ties) are allowed.
+        hits: successes, 0 to `n`; parts of one (ties, effective samples) are allowed.
         n: trials; 0 gives (0, 1).
         confidence: in (0, 1).
 
@@ -74,6 +74,35 @@ def clopper_pearson(hits: float, n: int, confidence: float = 0.95) -> Interval:
     low = 0.0 if hits == 0 else float(stats.beta.ppf(alpha / 2, hits, n - hits + 1))
     high = 1.0 if hits == n else float(stats.beta.ppf(1 - alpha / 2, hits + 1, n - hits))
     return low, high
+
+
+def clustered_interval(counts: Sequence[tuple[int, int]], confidence: float = 0.95) -> Interval:
+    """Interval of a proportion whose trials come in clusters that succeed or fail together.
+
+    Clopper and Pearson's interval at the effective sample size: the trials, divided by how much more the clusters differ
+    than independent trials would, and corrected for the number of clusters. Never narrower than for independent trials.
+    From one cluster, or where all or none succeed, nothing can be learned about that, and trials count as independent.
+
+    Args:
+        counts: (successes, trials) of each cluster.
+        confidence: in (0, 1).
+
+    Raises:
+        ConfigError: a count or `confidence` is out of range.
+
+    Source: Korn & Graubard, Survey Methodology 1998.
+    """
+    hits, n, clusters = sum(h for h, _ in counts), sum(t for _, t in counts), len(counts)
+    if clusters < 2 or n == clusters or hits in (0, n):
+        return clopper_pearson(hits, n, confidence)
+    share = hits / n
+    spread = sum((h - share * t) ** 2 for h, t in counts) * clusters / (clusters - 1) / n**2
+    if spread == 0:
+        return clopper_pearson(hits, n, confidence)
+    tail = 1 - (1 - confidence) / 2
+    narrower = float(stats.t.ppf(tail, n - 1) / stats.t.ppf(tail, clusters - 1)) ** 2
+    effective = min(n, max(1.0, share * (1 - share) / spread * narrower))
+    return clopper_pearson(share * effective, effective, confidence)
 
 
 def median_interval(values: Values, confidence: float = 0.95) -> Interval:
