@@ -265,14 +265,16 @@ def sabotaged_rows(*, quick: bool = False) -> tuple[Row, ...]:
     Args:
         quick: train for fewer rounds.
     """
-    local = next(r.protection for r in rows(quick=quick) if isinstance(r.protection, LocalDP))
-    return (
+    return tuple(
         Row(
             name="local-dp-sabotaged",
             title="Local DP with its noise left out",
-            protection=local.sabotaged(),
+            protection=row.protection.sabotaged(),
             control=True,
-        ),
+            twin_of=row.name,
+        )
+        for row in rows(quick=quick)
+        if row.name == "local-dp-low" and isinstance(row.protection, LocalDP)
     )
 
 
@@ -407,6 +409,8 @@ def _changed(chosen: Sequence[Row], changes: Sequence[str]) -> list[Row]:
             raise UnknownName(f"setting of {name}", setting, known)
         changed = replace(protection, **{setting: _converted(change, value, known[setting])})
         by_name[name] = replace(by_name[name], protection=changed)
+        for twin in [row for row in by_name.values() if row.twin_of == name]:
+            by_name[twin.name] = replace(twin, protection=changed.sabotaged())
     return list(by_name.values())
 
 

@@ -318,3 +318,96 @@ def test_the_catalogues_names_are_lower_case_paths_and_unique() -> None:
         p.name for p in catalogue.plans()
     ]
     assert len(names) == len(set(names)) and all(n == n.lower() and " " not in n for n in names)
+
+
+# --- what a user may do to a folder
+
+
+def test_overwrite_keeps_the_old_report_until_a_new_one_is_there(tmp_path: Path) -> None:
+    compare(SMALL, (CENTRAL,), (ExposureAt("server"),), out=tmp_path)
+    before = (tmp_path / "report.json").read_text()
+    wild = replace(SGD, protection=FederatedSGD(rounds=300, learning_rate=1e30))
+    with pytest.raises(Diverged):
+        compare(SMALL, (wild,), (ExposureAt("server"),), out=tmp_path, overwrite=True)
+    assert (tmp_path / "report.json").read_text() == before
+
+
+def test_an_interrupted_run_goes_on_under_overwrite_too(tmp_path: Path) -> None:
+    plan = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        compare(SMALL, (CENTRAL, SGD), (plan,), out=tmp_path, overwrite=True)
+    compare(SMALL, (CENTRAL, SGD), (plan,), out=tmp_path, overwrite=True)
+    assert plan.calls == 3
+
+
+def test_a_later_row_that_diverges_leaves_the_finished_ones_in_an_unfinished_report(
+    tmp_path: Path,
+) -> None:
+    wild = replace(SGD, protection=FederatedSGD(rounds=300, learning_rate=1e30))
+    with pytest.raises(Diverged):
+        compare(SMALL, (CENTRAL, wild), (ExposureAt("server"),), out=tmp_path)
+    partial = json.loads((tmp_path / "report.json").read_text())
+    assert partial["complete"] is False
+    assert partial["protections"][0]["cells"]["plaintext-exposure@server"]["verdict"] == "leaks"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [{"0/centralised": {}}, {"0/centralised": {"cells": []}}, [],
+     {"0/centralised": {"cells": {"plaintext-exposure@server": {"measurement": {}, "seconds": 1}}}}],
+)  # fmt: skip
+def test_damaged_progress_is_one_typed_error(tmp_path: Path, rows: object) -> None:
+    plans = (ExposureAt("server"), Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        compare(SMALL, (CENTRAL, SGD), plans, out=tmp_path)
+    saved = json.loads((tmp_path / "progress.json").read_text())
+    (tmp_path / "progress.json").write_text(json.dumps({**saved, "rows": rows}))
+    with pytest.raises(DataError, match="damaged"):
+        compare(SMALL, (CENTRAL, SGD), plans, out=tmp_path)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    class Second:
+        name, title, metric, explains, chance_means = "second@server", "", "auc", "", ""
+
+        def measure(self, trial: Trial) -> Measurement:
+            with pytest.raises(ConfigError, match="another run is using"):
+                compare(SMALL, (CENTRAL,), (ExposureAt("server"),), out=tmp_path)
+            return Measurement(metric="auc", value=0.5, n=1, chance=0.5)
+
+    result = compare(SMALL, (CENTRAL,), (Second(),), out=tmp_path)
+    assert result["protections"][0]["cells"]["second@server"]["error"] is None
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_folder_without_rights_is_one_typed_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(self: Path, *args: object, **settings: object) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", denied)
+    with pytest.raises(OutputError, match=r"Permission denied.*--out"):
+        compare(SMALL, (CENTRAL,), (ExposureAt("server"),), out=tmp_path / "r", data=load("digits"))
+
+
+def test_any_seed_below_2_to_the_31_works_and_larger_ones_are_refused() -> None:
+    late = replace(SMALL, seed=(1 << 31) - 1)
+    assert compare(late, (SGD,), (ExposureAt("server"),))["settings"]["seed"] == (1 << 31) - 1
+    for wrong in ({"seed": 1 << 31}, {"seeds": 1001}):
+        with pytest.raises(ConfigError, match=r"2\^31"):
+            replace(SMALL, **wrong)
+
+
+def test_a_changed_setting_reaches_the_sabotaged_twin() -> None:
+    result = catalogue.compare(
+        "digits", protections=["local-dp-low", "local-dp-sabotaged"], attacks=["plaintext-exposure@server"],
+        changes=["local-dp-low.rounds=3", "local-dp-low.clip=0.5"], quick=True,
+    )  # fmt: skip
+    low, twin = (row["settings"] for row in result["protections"])
+    assert (twin["rounds"], twin["clip"], twin["noise_multiplier"]) == (3, 0.5, 0.0)
+    assert low["noise_multiplier"] > 0
+    assert (
+        "Nothing here is differentially private"
+        in result["protections"][1]["claims"][0]["statement"]
+    )

@@ -408,8 +408,8 @@ def test_a_batch_counter_that_is_no_integer_is_refused(tmp_path):
 
 
 def test_a_small_file_cannot_claim_large_memory(tmp_path):
-    """The description asks for 8 GiB; the file has a few bytes."""
-    text = described(*[linear(in_features=1 << 14, out_features=1 << 14)] * 8, shape=(1 << 14,))
+    """The description asks for 3 GiB; the file has a few bytes."""
+    text = described(*[linear(in_features=1 << 14, out_features=1 << 14)] * 3, shape=(1 << 14,))
     save_file({"0.weight": torch.zeros(1)}, tmp_path / "m", metadata={"tacit.spec": text})
     with pytest.raises(ConfigError, match="should be of shape"):
         load_model(tmp_path / "m")

@@ -16,8 +16,10 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -36,6 +38,11 @@ from tacit.core.errors import ConfigError, DataError, OutputError, TacitError
 from tacit.nn.data import DataSet, check_finite, load
 from tacit.nn.local_work import accuracy
 from tacit.parties.views import Level, Recording
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there a second run in one folder is not noticed
+    fcntl = None  # type: ignore[assignment]
 
 SCHEMA = 1
 WAVES = 5
@@ -56,6 +63,7 @@ class Row:
         paper: number of its paper, if it has one.
         unprotected: it protects nothing: attacks that fail elsewhere must succeed on such a row.
         control: it was broken on purpose.
+        twin_of: the row that a control is the broken twin of.
     """
 
     name: str
@@ -64,6 +72,7 @@ class Row:
     paper: int | None = None
     unprotected: bool = False
     control: bool = False
+    twin_of: str | None = None
 
 
 # --- the run
@@ -78,19 +87,22 @@ class _Progress:
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def opened(cls, folder: Path | None, fingerprint: str) -> _Progress:
+    def opened(cls, folder: Path | None, fingerprint: str, *, overwrite: bool) -> _Progress:
+        """What an unfinished run of these very settings left; with ``overwrite`` another run's is forgotten."""
         path = folder / "progress.json" if folder is not None else None
         if path is None or not path.exists():
             return cls(path, fingerprint)
         try:
             saved = json.loads(path.read_text())
             same = saved["fingerprint"] == fingerprint
-            rows = dict(saved["rows"])
-        except (OSError, ValueError, KeyError, TypeError):
+            rows = {name: _checked(row) for name, row in saved["rows"].items()} if same else {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            if overwrite:
+                return cls(path, fingerprint)
             raise DataError(
                 f"{path} is damaged: delete it to start over, or choose another folder"
             ) from None
-        if not same:
+        if not same and not overwrite:
             raise ConfigError(
                 f"{path.parent} holds an unfinished run with other settings or of another version: choose another "
                 "folder with --out, or start over with --overwrite"
@@ -104,7 +116,7 @@ class _Progress:
         if self.path is None:
             return
         text = json.dumps({"fingerprint": self.fingerprint, "rows": self.rows})
-        temporary = self.path.with_suffix(".tmp")
+        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
             temporary.write_text(text)
             os.replace(temporary, self.path)
@@ -124,6 +136,15 @@ class _Progress:
     def remove(self) -> None:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    """A row's saved cells, each of which is an error's text or a measurement."""
+    for cell in row["cells"].values():
+        if "error" not in cell:
+            Measurement.from_json(cell["measurement"])
+        float(cell["seconds"])
+    return row
 
 
 def plain(value: Any) -> Any:
@@ -215,9 +236,29 @@ def compare(
     check_finite(f"the records of {data.name}", data.inputs_train)
     check_finite(f"the records of {data.name}", data.inputs_test)
     fingerprint = _fingerprint(settings, rows, plans, data)
-    new = out is not None and not out.exists()
-    if out is not None:
-        finished = _prepared(out, fingerprint, overwrite=overwrite)
+    new = out is not None and _prepared(out)
+    with _alone(out):
+        try:
+            return _run(settings, rows, plans, data, fingerprint, out, overwrite, quick, watch)
+        finally:
+            if out is not None and new and {p.name for p in out.iterdir()} <= {".lock"}:
+                (out / ".lock").unlink(missing_ok=True)
+                out.rmdir()  # nothing was finished, so nothing is left behind
+
+
+def _run(  # noqa: PLR0913, PLR0917 - what `compare` was given
+    settings: Settings,
+    rows: Sequence[Row],
+    plans: Sequence[Plan],
+    data: DataSet,
+    fingerprint: str,
+    out: Path | None,
+    overwrite: bool,
+    quick: bool,
+    watch: Watch | None,
+) -> dict[str, Any]:
+    if out is not None and not overwrite:
+        finished = _finished(out, fingerprint)
         if finished is not None:
             return finished
     comparison = _Comparison(
@@ -226,22 +267,17 @@ def compare(
         plans=plans,
         data=data,
         quick=quick,
-        progress=_Progress.opened(out, fingerprint),
+        progress=_Progress.opened(out, fingerprint, overwrite=overwrite),
         watch=watch or _nobody,
     )
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # nets this small are slower on several threads, many times so on a busy machine
+    # Nets this small are slower on several threads, many times so on a busy machine.
+    torch.set_num_threads(1)
     try:
         comparison.run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TacitError):
         if out is not None and comparison.progress.any_cell():
             write_report(comparison.report(complete=False), out)
-        raise
-    except TacitError:
-        if out is not None and new and not any(out.iterdir()):
-            out.rmdir()  # nothing was finished, so nothing is left behind
         raise
     finally:
         torch.set_num_threads(threads)
@@ -268,20 +304,30 @@ def _check_names(rows: Sequence[Row], plans: Sequence[Plan]) -> None:
             raise ConfigError(f"{kind} {twice[0]!r} is asked for twice")
 
 
-def _prepared(out: Path, fingerprint: str, *, overwrite: bool) -> dict[str, Any] | None:
-    """Make the folder ready; the report that it already holds, if it is of this very run and complete."""
+def _prepared(out: Path) -> bool:
+    """Make the folder ready; whether it is new.
+
+    Raises:
+        OutputError: it cannot be made or written to.
+    """
     try:
+        new = not out.exists()
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=out):
+            return new
     except OSError as error:
         raise OutputError(
             f"{out} cannot be written to: {error.strerror}; choose another folder with --out"
         ) from error
-    if overwrite:
-        for name in ("progress.json", "report.json", "report.html"):
-            (out / name).unlink(missing_ok=True)
+
+
+def _finished(out: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The report that the folder holds, if it is of this very run and complete.
+
+    Raises:
+        ConfigError: it is of another run.
+        DataError: it is damaged, or another version's.
+    """
     if not (out / "report.json").exists():
         return None
     try:
@@ -293,7 +339,27 @@ def _prepared(out: Path, fingerprint: str, *, overwrite: bool) -> dict[str, Any]
             f"{out} holds the report of another run (other settings or another version): choose another folder with "
             "--out, or replace it with --overwrite"
         )
-    return found if found["complete"] and not (out / "progress.json").exists() else None
+    return found if found.get("complete") is True and not (out / "progress.json").exists() else None
+
+
+@contextmanager
+def _alone(out: Path | None) -> Iterator[None]:
+    """Hold the folder against a second run, where the system can lock files."""
+    if out is None or fcntl is None:
+        yield
+        return
+    path = out / ".lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"another run is using {out}: wait for it, or choose another --out"
+            ) from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @dataclass(slots=True, kw_only=True)

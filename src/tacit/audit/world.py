@@ -56,8 +56,10 @@ class Settings:
             )
         if self.split not in ("iid", "label"):
             raise UnknownName("way to split", self.split, ("iid", "label"))
-        if self.seed < 0:
-            raise ConfigError(f"a seed of 0 or more expected, got {self.seed}")
+        if not 0 <= self.seed < 1 << 31 or self.seeds > 1000:
+            raise ConfigError(
+                f"a seed of 0 or more, below 2^31, and at most 1000 seeds expected, got {self.seed} and {self.seeds}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -132,6 +132,7 @@ def papers(
     as_json: Json = False,
 ) -> None:
     """The fifteen systems of the survey: what each protects, from whom, and what works here."""
+    from tacit.audit.provenance import header
     from tacit.catalogue import PAPERS
 
     known = {str(paper.number): paper for paper in PAPERS}
@@ -140,7 +141,8 @@ def papers(
     chosen = PAPERS if number is None else (known[str(number)],)
     if as_json:
         entries = [{f.name: getattr(paper, f.name) for f in fields(paper)} for paper in chosen]
-        _print_json({"command": "papers", "version": tacit.__version__, "papers": entries})
+        said = header("papers", {"number": number}, 0.0, seeded=False)
+        _print_json({**said, "papers": entries})
         return
     if number is not None:
         table = Table(show_header=False, box=None)
@@ -227,6 +229,7 @@ def bench(
 @data_app.command("list")
 def data_list(as_json: Json = False) -> None:
     """The data sets that tacit knows, and whether they are at hand."""
+    from tacit.audit.provenance import header
     from tacit.nn.data import available
 
     listings = available()
@@ -234,7 +237,7 @@ def data_list(as_json: Json = False) -> None:
         entries = [
             {f.name: getattr(listing, f.name) for f in fields(listing)} for listing in listings
         ]
-        _print_json({"command": "data list", "version": tacit.__version__, "datasets": entries})
+        _print_json({**header("data list", {}, 0.0, seeded=False), "datasets": entries})
         return
     table = Table("name", "rows (train + test)", "shape", "classes", "at hand", "where")
     for item in listings:

@@ -37,6 +37,10 @@ Progress = Callable[[int, int], None]
 """Told how much is done, and of how much."""
 
 
+MOST = 10_000_000
+"""The most rounds, steps or records of a batch that a setting may ask for."""
+
+
 def silent(done: int, total: int) -> None:
     """Progress that nobody watches."""
 
@@ -133,9 +137,9 @@ class Rounds:
     deadline: Seconds = 600.0
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.rate == 0 or not math.isfinite(self.rate):
+        if not 1 <= self.rounds <= MOST or self.rate == 0 or not math.isfinite(self.rate):
             raise ConfigError(
-                f"rounds >= 1 and a finite rate other than 0 expected, got {self.rounds} and {self.rate}"
+                f"rounds from 1 to {MOST} and a finite rate other than 0 expected, got {self.rounds} and {self.rate}"
             )
 
 
@@ -145,9 +149,10 @@ def check_sgd(*, batch_size: int, learning_rate: float, local_steps: int = 1) ->
     Raises:
         ConfigError: one is out of range.
     """
-    if min(batch_size, local_steps) < 1 or not 0 < learning_rate < math.inf:
+    sizes = (batch_size, local_steps)
+    if min(sizes) < 1 or max(sizes) > MOST or not 0 < learning_rate < math.inf:
         raise ConfigError(
-            "batch_size and local_steps of at least 1 and a finite learning_rate above 0 expected, got "
+            f"batch_size and local_steps from 1 to {MOST} and a finite learning_rate above 0 expected, got "
             f"{batch_size}, {local_steps} and {learning_rate}"
         )
 

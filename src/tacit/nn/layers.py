@@ -442,7 +442,13 @@ def _check_flags(**flags: object) -> None:
 
 def _check_real(name: str, value: object, *, least: float = -MAX_REAL) -> None:
     # Compared, not converted: a JSON integer may be too long for a float.
-    if not isinstance(value, (int, float)) or type(value) is bool or not least <= value <= MAX_REAL:
+    too_long = isinstance(value, int) and abs(value) >= 1 << 53
+    if (
+        not isinstance(value, (int, float))
+        or type(value) is bool
+        or too_long
+        or not least <= value <= MAX_REAL
+    ):
         raise ConfigError(f"{name} must be a number from {least} to {MAX_REAL}, not {short(value)}")
 
 

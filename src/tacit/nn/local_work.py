@@ -6,6 +6,7 @@ inside every scheme with nothing else changed; a protection of the update itself
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -126,7 +127,9 @@ class HonestTraining:
         chosen = []
         for step in steps:
             epoch, place = divmod(step, per_epoch)
-            generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
+            # torch uses 32 bits of a seed, so they must depend on all of both numbers
+            mixed = hashlib.sha256(f"{self.seed}/{epoch}".encode()).digest()[:4]
+            generator = torch.Generator().manual_seed(int.from_bytes(mixed, "little"))
             order = torch.randperm(len(self.inputs), generator=generator)
             chosen.append(order[place * self.batch_size : (place + 1) * self.batch_size])
         return torch.cat(chosen)

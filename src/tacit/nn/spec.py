@@ -26,13 +26,22 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from tacit.core.errors import ConfigError, OutputError, UnsupportedLayer
-from tacit.nn.layers import KINDS, Layer, MisfitError, Shape, check_shape, short
+from tacit.nn.layers import (
+    KINDS,
+    BatchNorm1d,
+    BatchNorm2d,
+    Layer,
+    MisfitError,
+    Shape,
+    check_shape,
+    short,
+)
 
 FORMAT = "tacit.model/1"
 MAX_JSON_CHARACTERS = 1 << 20
 MAX_LAYERS = 1024
 MAX_ELEMENTS = 1 << 28  #: of the input or any layer's output, per example
-MAX_PARAMETERS = 1 << 32
+MAX_PARAMETERS = 1 << 30
 
 _READERS: Mapping[type[nn.Module], Callable[[Any, str], Layer]] = {
     getattr(nn, name): kind.of for name, kind in KINDS.items()
@@ -62,10 +71,13 @@ class ModelSpec:
         for layer in self.layers:
             if not isinstance(layer, Layer):
                 raise ConfigError(f"layers must hold layers of tacit.nn.layers, not {short(layer)}")
-        if self.parameter_count > MAX_PARAMETERS:
-            raise ConfigError(
-                f"a model may have at most {MAX_PARAMETERS} parameters, not {self.parameter_count}"
-            )
+        held = self.parameter_count + sum(  # running statistics take memory too
+            2 * layer.num_features
+            for layer in self.layers
+            if isinstance(layer, BatchNorm1d | BatchNorm2d)
+        )
+        if held > MAX_PARAMETERS:
+            raise ConfigError(f"a model may hold at most {MAX_PARAMETERS} numbers, not {held}")
         self.shapes()
 
     @classmethod
@@ -244,10 +256,11 @@ def _read(path: str, module: nn.Module) -> Layer:
             f"layer {label} draws its masks from torch's global generator, so a run cannot be "
             "repeated: put nn.Identity() in its place (in evaluation mode it is that already)"
         )
-    reader = _READERS.get(type(module))
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    reader = None if hooked else _READERS.get(type(module))
     if reader is None:
         raise UnsupportedLayer(
-            f"layer {label} cannot be described: use nn.Sequential of {', '.join(KINDS)}"
+            f"layer {label} cannot be described: use nn.Sequential of {', '.join(KINDS)}, without hooks"
         )
     layer = reader(module, label)
     expected = {name: t.shape for name, t in layer.module().state_dict().items()}

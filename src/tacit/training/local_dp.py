@@ -170,20 +170,27 @@ class LocalDP:
 
     def claims(self) -> tuple[Claim, ...]:
         """What is claimed of a run with these settings."""
-        return (
-            Claim(
-                statement="Everything that leaves an owner, over all rounds, is differentially private.",
-                basis=Basis.ACCOUNTED,
-                source="Dwork, Roth 2014, section 3.3 and appendix A; survey, local DP",
-                value=self.mechanism.loss(
-                    releases=self.rounds, delta=self.delta, unit="participant"
-                ),
-                assumes=(
-                    "noise is drawn in floating point: its gaps (Mironov 2012) are not accounted for",
-                    "owners' data are independent of one another",
-                    "a member's state survives a restart (export before each reply), so no round is answered twice",
-                ),
+        loss = self.mechanism.loss(releases=self.rounds, delta=self.delta, unit="participant")
+        noise = Claim(
+            statement="Everything that leaves an owner, over all rounds, is differentially private.",
+            basis=Basis.ACCOUNTED,
+            source="Dwork, Roth 2014, section 3.3 and appendix A; survey, local DP",
+            value=loss,
+            assumes=(
+                "noise is drawn in floating point: its gaps (Mironov 2012) are not accounted for",
+                "owners' data are independent of one another",
+                "a member's state survives a restart (export before each reply), so no round is answered twice",
             ),
+        )
+        if self.noise_multiplier == 0:
+            noise = Claim(
+                statement="Nothing here is differentially private: no noise is added.",
+                basis=Basis.PROVED,
+                source="by construction",
+                value=loss,
+            )
+        return (
+            noise,
             Claim(
                 statement="No record leaves its owner.",
                 basis=Basis.PROVED,

@@ -26,6 +26,7 @@ from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError, DataError, ProtocolError
 from tacit.core.wire import Message
 from tacit.nn.federated import (
+    MOST,
     Progress,
     Rounds,
     Seen,
@@ -144,8 +145,8 @@ class Centralised:
     learning_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ConfigError(f"at least one epoch expected, got {self.epochs}")
+        if not 1 <= self.epochs <= MOST:
+            raise ConfigError(f"epochs from 1 to {MOST} expected, got {self.epochs}")
         check_sgd(batch_size=self.batch_size, learning_rate=self.learning_rate)
 
     def train(

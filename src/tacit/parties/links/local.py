@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from tacit.core.errors import (
     PeerDropped,
     ProtocolError,
     TacitError,
+    WireError,
 )
 from tacit.core.wire import Array, Message, decode, encode
 from tacit.parties.faults import Fault, Faults, Harm
@@ -101,7 +102,7 @@ class LocalHub:
         self._events: list[tuple[Seconds, int, _Event]] = []
         self._sequence = 0
         self._tickets = 0
-        self._open = 0  # requests without a reply so far
+        self._open: Counter[Role] = Counter()  # requests without a reply so far
         self._depth = dict.fromkeys(self._views, 0)
         self._busy = dict.fromkeys(self._members, 0.0)
 
@@ -135,6 +136,7 @@ class LocalHub:
         self._busy[role] = self.now
         self._events[:] = [e for e in self._events if e[2].role != role or e[2].is_reply]
         heapq.heapify(self._events)
+        self._open[role] = sum(event.role == role for _, _, event in self._events)
 
     def post(self, requests: Mapping[Role, Message]) -> Ticket:
         """Send each member its request and return at once. Replies to it will carry the ticket.
@@ -160,7 +162,7 @@ class LocalHub:
             self.views[self.coordinator].send(role, ticket, frame)
             event = _Event(role, ticket, frame, message.tag, depth, is_reply=False)
             self._schedule(self._stretched(self._timing.link), event)
-        self._open += len(requests)
+        self._open.update(requests.keys())
         self._cost.book(self.coordinator, messages=len(requests), sent=sent)
         return ticket
 
@@ -186,12 +188,12 @@ class LocalHub:
             if not event.is_reply:
                 self._deliver(event)
                 continue
-            self._open -= 1
+            self._open[event.role] -= 1
             self._depth[self.coordinator] = max(self._depth[self.coordinator], event.depth)
             self.views[self.coordinator].receive(event.role, event.tag, event.ticket, event.frame)
             self._cost.book(self.coordinator, received=len(event.frame))
             yield event.role, event.ticket, decode(event.frame)
-        if self._open:
+        if self._open.total():
             self.now = max(self.now, end)
 
     def _deliver(self, event: _Event) -> None:
@@ -210,7 +212,10 @@ class LocalHub:
         except TacitError as error:
             answer = refusal(error)
         seconds = time.perf_counter() - start
-        reply = encode(answer)
+        try:
+            reply = encode(answer)
+        except WireError as error:
+            raise WireError(f"{role}: {error}") from error
         view.send(self.coordinator, event.ticket, reply)
         self._cost.book(role, messages=1, sent=len(reply), received=len(request), seconds=seconds)
         self._depth[role] = max(self._depth[role], event.depth)
