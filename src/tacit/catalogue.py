@@ -387,8 +387,6 @@ def _chosen(kind: str, wanted: Sequence[str | T] | None, known: Sequence[T]) -> 
             out.append(by_name[item])
         else:
             raise UnknownName(kind, item, by_name)
-    if twice := [item.name for item in out if sum(o.name == item.name for o in out) > 1]:
-        raise ConfigError(f"{kind} {twice[0]!r} is asked for twice")
     return out
 
 
@@ -411,7 +409,7 @@ def _changed(chosen: Sequence[Row], changes: Sequence[str]) -> list[Row]:
         by_name[name] = replace(by_name[name], protection=changed)
         for twin in [row for row in by_name.values() if row.twin_of == name]:
             by_name[twin.name] = replace(twin, protection=changed.sabotaged())
-    return list(by_name.values())
+    return [by_name[row.name] for row in chosen]
 
 
 def _converted(change: str, value: str, like: Any) -> Any:

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from tacit.audit.report import read_report, write_report
 from tacit.audit.world import Settings, World, check_rows, deal, imitation
 from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError, DataError, OutputError, TacitError
-from tacit.nn.data import DataSet, check_finite, load
+from tacit.nn.data import DataSet, load
 from tacit.nn.local_work import accuracy
 from tacit.parties.views import Level, Recording
 
@@ -233,60 +232,38 @@ def compare(
     _check_names(rows, plans)
     data = data or load(settings.dataset)
     check_rows(data, settings)
-    check_finite(f"the records of {data.name}", data.inputs_train)
-    check_finite(f"the records of {data.name}", data.inputs_test)
     fingerprint = _fingerprint(settings, rows, plans, data)
-    new = out is not None and _prepared(out)
-    with _alone(out):
+    with _held(out):
+        if out is not None and not overwrite:
+            finished = _finished(out, fingerprint)
+            if finished is not None:
+                return finished
+        comparison = _Comparison(
+            settings=settings,
+            rows=rows,
+            plans=plans,
+            data=data,
+            quick=quick,
+            progress=_Progress.opened(out, fingerprint, overwrite=overwrite),
+            watch=watch or _nobody,
+        )
+        threads = torch.get_num_threads()
+        # Nets this small are slower on several threads, many times so on a busy machine.
+        torch.set_num_threads(1)
         try:
-            return _run(settings, rows, plans, data, fingerprint, out, overwrite, quick, watch)
+            comparison.run()
+        except (KeyboardInterrupt, TacitError):
+            if out is not None and comparison.progress.any_cell():
+                write_report(comparison.report(complete=False), out)
+            raise
         finally:
-            if out is not None and new and {p.name for p in out.iterdir()} <= {".lock"}:
-                (out / ".lock").unlink(missing_ok=True)
-                out.rmdir()  # nothing was finished, so nothing is left behind
-
-
-def _run(  # noqa: PLR0913, PLR0917 - what `compare` was given
-    settings: Settings,
-    rows: Sequence[Row],
-    plans: Sequence[Plan],
-    data: DataSet,
-    fingerprint: str,
-    out: Path | None,
-    overwrite: bool,
-    quick: bool,
-    watch: Watch | None,
-) -> dict[str, Any]:
-    if out is not None and not overwrite:
-        finished = _finished(out, fingerprint)
-        if finished is not None:
-            return finished
-    comparison = _Comparison(
-        settings=settings,
-        rows=rows,
-        plans=plans,
-        data=data,
-        quick=quick,
-        progress=_Progress.opened(out, fingerprint, overwrite=overwrite),
-        watch=watch or _nobody,
-    )
-    threads = torch.get_num_threads()
-    # Nets this small are slower on several threads, many times so on a busy machine.
-    torch.set_num_threads(1)
-    try:
-        comparison.run()
-    except (KeyboardInterrupt, TacitError):
-        if out is not None and comparison.progress.any_cell():
-            write_report(comparison.report(complete=False), out)
-        raise
-    finally:
-        torch.set_num_threads(threads)
-    result = comparison.report(complete=True)
-    if out is not None:
-        write_report(result, out)
-    if not comparison.progress.errors():  # the same command tries failed cells again
-        comparison.progress.remove()
-    return result
+            torch.set_num_threads(threads)
+        result = comparison.report(complete=True)
+        if out is not None:
+            write_report(result, out)
+        if not comparison.progress.errors():  # the same command tries failed cells again
+            comparison.progress.remove()
+        return result
 
 
 def _nobody(what: str, done: int, total: int) -> None:
@@ -302,23 +279,6 @@ def _check_names(rows: Sequence[Row], plans: Sequence[Plan]) -> None:
             raise ConfigError(f"at least one {kind} is needed")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"{kind} {twice[0]!r} is asked for twice")
-
-
-def _prepared(out: Path) -> bool:
-    """Make the folder ready; whether it is new.
-
-    Raises:
-        OutputError: it cannot be made or written to.
-    """
-    try:
-        new = not out.exists()
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            return new
-    except OSError as error:
-        raise OutputError(
-            f"{out} cannot be written to: {error.strerror}; choose another folder with --out"
-        ) from error
 
 
 def _finished(out: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -343,23 +303,39 @@ def _finished(out: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _alone(out: Path | None) -> Iterator[None]:
-    """Hold the folder against a second run, where the system can lock files."""
-    if out is None or fcntl is None:
+def _held(out: Path | None) -> Iterator[None]:
+    """Make the folder and hold it against a second run; a new one in which nothing was finished goes again.
+
+    Raises:
+        OutputError: it cannot be made or written to.
+        ConfigError: another run holds it (where the system can lock files).
+    """
+    if out is None:
         yield
         return
-    path = out / ".lock"
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"another run is using {out}: wait for it, or choose another --out"
-            ) from None
+    lock = out / ".lock"
+    try:
+        new = not out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be written to: {error.strerror}; choose another folder with --out"
+        ) from error
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(
+                    f"another run is using {out}: wait for it, or choose another --out"
+                ) from None
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
+            if new and not any(out.iterdir()):
+                out.rmdir()
 
 
 @dataclass(slots=True, kw_only=True)

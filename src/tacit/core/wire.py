@@ -383,9 +383,8 @@ class _Reader:
             raise WireError(f"lists nest more than {MAX_DEPTH} deep")
         count = self.length()
         self.items += count
-        if (
-            self.items > MAX_ITEMS
-        ):  # a Python object is many times larger than the byte that asks for it
+        # a Python object is many times larger than the byte that asks for it
+        if self.items > MAX_ITEMS:
             raise WireError(f"more than {MAX_ITEMS} values in lists; send arrays")
         if count > self.size - self.at:  # every value takes at least one byte
             raise WireError(

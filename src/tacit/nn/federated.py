@@ -325,8 +325,9 @@ def observe_federated(view: View, role: Role, seen: Seen) -> Observation:
     """
     if role == SERVER:
         return _at_server(view, seen)
-    handed = {m.integer("round"): m for m in (frame.message() for frame in view.frames())}
-    rounds = {f.wave: f.message().integer("round") for f in view.frames()}
+    requests = {frame.wave: frame.message() for frame in view.frames()}
+    rounds = {wave: message.integer("round") for wave, message in requests.items()}
+    handed = {rounds[wave]: message for wave, message in requests.items()}
     own = {rounds[f.wave]: m for f in view.sent() if (m := f.message()).tag == "update"}
     models = {round: tuple(message.arrays("model")) for round, message in sorted(handed.items())}
     aggregates = []

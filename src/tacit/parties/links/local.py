@@ -414,9 +414,8 @@ def run_pair(
             errors[role] = PeerDropped(f"{role} was {how} by a scripted fault")
         except Exception as error:
             errors[role] = error
-        except (
-            BaseException
-        ) as stop:  # SystemExit and the like: gone, and the others must learn of it
+        except BaseException as stop:
+            # SystemExit and the like: gone, and the others must learn of it
             errors[role] = PeerDropped(f"{role} ended with {type(stop).__name__}")
         finally:
             exchange.relabel(role, ("", ""))
