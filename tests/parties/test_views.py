@@ -189,14 +189,14 @@ def test_a_spool_that_fills_its_disk_is_an_output_error(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("limit", [0, 1, 3, 100])
-def test_waves_limits_what_is_kept_and_not_what_is_counted(tmp_path, limit):
-    for recording in (Recording(level=Level.FULL, waves=limit), spool(tmp_path, waves=limit)):
+def test_a_limit_for_each_peer_limits_what_is_kept_and_not_what_is_counted(tmp_path, limit):
+    for recording in (Recording(level=Level.FULL, each=limit), spool(tmp_path, each=limit)):
         view = recorded(recording)
-        assert [frame.wave for frame in view.frames()] == list(range(min(limit, 4)))
+        assert [frame.wave for frame in view.frames()] == list(range(min(2 * limit, 4)))
         assert len(list(view.sent())) == min(limit, 1)
         assert view.messages == 4 and view.received == sum(map(len, FRAMES))
-        assert view.shape == recorded(DIGEST).shape[:limit]
-        assert view.digest == recorded(DIGEST, FRAMES[:limit]).digest
+        assert view.shape == recorded(DIGEST).shape[: 2 * limit]
+        assert view.digest == recorded(DIGEST, FRAMES[: 2 * limit]).digest
 
 
 def test_a_recording_has_a_folder_just_where_it_spools(tmp_path):

@@ -9,8 +9,8 @@ of the protocol knows; that all senders weigh the same; that no record occurs tw
 
 Per update the adversary takes the strongest road that it has:
 
-1. one record behind a whole update and a fully connected first layer with a bias: division (Phong et al.). If the update is
-   noisy, all units are weighed by least squares instead of trusting one;
+1. one record behind an update and a fully connected first layer with a bias: division (Phong et al.). If the update is noisy,
+   or only a part of it was seen, all units are weighed by least squares instead of trusting one;
 2. otherwise: labels from the last bias (iDLG, or its greedy form for batches), then gradient matching (Geiping et al.), with
    the local steps simulated.
 """
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from tacit.attacks.access import Knowledge, RoleView
-from tacit.attacks.gradient_leakage import exact_recovery, infer_labels
+from tacit.attacks.gradient_leakage import exact_recovery, infer_labels, rank_one_recovery
 from tacit.attacks.gradient_matching import (
     GradientMatching,
     SeenUpdates,
@@ -91,12 +91,13 @@ class GradientLeakage:
         """
         knowledge.need(self.name, ["architecture", "input_shape", "classes"])
         observation = access.observation
-        seen = self._first(observation.updates or observation.aggregates)
-        if not seen:
+        updates = observation.updates or observation.aggregates
+        if not updates:
             raise NotEnoughEvidence("no update was seen, nor two models whose difference is one")
-        if _divides_out(knowledge.architecture, seen[0]):
-            return [_divided(update, knowledge) for update in seen]
-        return self._match(seen, knowledge, generator, progress)
+        alone = [u for u in updates if _divides_out(knowledge.architecture, u)]
+        if alone and alone[0] is updates[0]:
+            return [_divided(update, knowledge) for update in alone[: self.victims]]
+        return self._match(self._first(updates), knowledge, generator, progress)
 
     def _first(self, updates: Sequence[Update]) -> list[Update]:
         """The first updates that make up ``victims`` records, all of one kind."""
@@ -134,11 +135,19 @@ class GradientLeakage:
         weights = [
             torch.stack(column) for column in zip(*(_tensors(u.model) for u in seen), strict=True)
         ]
+        masks = None
+        if first.seen is not None:
+            masks = [
+                torch.stack(column)
+                for column in zip(*(_tensors(u.seen or ()) for u in seen), strict=True)
+            ]
         gradients = values[-1] / (first.scale * first.steps)
         labels = infer_labels(gradients, _records(first)) if gradients.dim() == 2 else None
         found = match_gradients(
             module,
-            SeenUpdates(values=values, parameters=dict(zip(names, weights, strict=True))),
+            SeenUpdates(
+                values=values, masks=masks, parameters=dict(zip(names, weights, strict=True))
+            ),
             recipe,
             settings=GradientMatching.inverting_gradients(
                 _activation(module), iterations=self.iterations, restarts=self.restarts
@@ -158,7 +167,7 @@ def _records(update: Update) -> int:
 
 
 def _recipe_key(update: Update) -> tuple[object, ...]:
-    return update.scale, update.steps, update.batch_size, update.senders
+    return update.scale, update.steps, update.batch_size, update.senders, update.seen is None
 
 
 def _tensors(arrays: Arrays) -> list[Tensor]:
@@ -175,12 +184,15 @@ def _divides_out(module: nn.Module | None, update: Update) -> bool:
 
 def _divided(update: Update, knowledge: Knowledge) -> Leaked:
     weight, bias, *rest = (t / update.scale for t in _tensors(update.arrays))
-    # With the same noise on all coordinates, the least-squares fit of W_i = b_i x over all units i beats any one unit.
-    fitted = (bias[:, None] * weight).sum(0) / bias.square().sum()
-    image = fitted if update.noisy else exact_recovery(weight, bias)
+    whole = update.seen is None and not update.noisy
+    if whole:
+        image = exact_recovery(weight, bias)
+    else:
+        parts = None if update.seen is None else _tensors(update.seen)
+        image = rank_one_recovery(weight, bias, None if parts is None else (parts[0], parts[1]))
     last = rest[-1] if rest else bias
     image = image.nan_to_num(0.0).reshape(1, *(knowledge.input_shape or ()))
-    road = "least squares" if update.noisy else "division"
+    road = "division" if whole else "least squares"
     return Leaked(update=update, images=image, labels=infer_labels(last, 1), road=road)
 
 

@@ -16,7 +16,8 @@ Assumes:
 Three attacks, from the closed form to the search; the closed forms are in this file:
 
 1. A fully connected first layer with a bias divides out: for unit i, dL/dW_i = dL/db_i · x, so that
-   one record is exact from any unit that it activates (`exact_recovery`, `exact_candidates`).
+   one record is exact from any unit that it activates (`exact_recovery`, `exact_candidates`), and
+   a part of the gradient, or a noisy one, still gives it away (`rank_one_recovery`).
 2. The last layer's bias gradient is (probability - one-hot), negative only at the label
    (`infer_label`, `infer_labels`; without a bias `infer_label_from_weights`).
 3. Gradient matching: dummy records are moved until the update that they would cause equals the one
@@ -38,6 +39,8 @@ import torch
 from torch import Tensor
 
 from tacit.core.errors import ConfigError
+
+_ALTERNATIONS = 30
 
 
 def exact_candidates(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
@@ -86,6 +89,41 @@ def exact_recovery(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
     candidates = exact_candidates(weight_gradient, bias_gradient)
     unit = bias_gradient.abs().argmax(-1)[..., None, None]
     return candidates.take_along_dim(unit, -2).squeeze(-2)
+
+
+def rank_one_recovery(
+    weight_gradient: Tensor, bias_gradient: Tensor, seen: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """The one record behind a gradient of which only a part was seen, or that carries noise.
+
+    The layer's gradient has rank one: (dL/dW, dL/db) = dL/db ⊗ (x, 1). Both factors are fitted to the entries seen by
+    alternating least squares. Where no bias was seen the scale of x is unknown, and its largest value is set to 1.
+
+    Args:
+        weight_gradient: (units, d), dL/dW of a fully connected first layer.
+        bias_gradient: (units,), dL/db of it.
+        seen: where these were seen, of the same shapes; None for everywhere.
+
+    Returns:
+        (d,); 0 where nothing was seen.
+
+    Source: Phong et al., section 3, for the rank; Shokri and Shmatikov, CCS 2015, for what a selected part is.
+    """
+    matrix = torch.cat([weight_gradient, bias_gradient[:, None]], 1)
+    mask = torch.ones_like(matrix)
+    if seen is not None:
+        mask = torch.cat([seen[0], seen[1][:, None]], 1).to(matrix.dtype)
+        matrix = matrix * mask
+    units = matrix[:, -1].clone()
+    if not bool(units.any()):
+        units = matrix.sum(1)  # records are not negative: a row's sum has the sign of its unit
+    record = torch.zeros(matrix.shape[1])
+    for _ in range(_ALTERNATIONS):
+        record = ((units @ matrix) / (units.square() @ mask)).nan_to_num(0.0, 0.0, 0.0)
+        units = ((matrix @ record) / (mask @ record.square())).nan_to_num(0.0, 0.0, 0.0)
+    if record[-1] != 0:
+        return record[:-1] / record[-1]
+    return record[:-1] / record[:-1].abs().max().clamp_min(1e-30)
 
 
 def infer_label(last_bias_gradient: Tensor) -> Tensor:

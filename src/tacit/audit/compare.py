@@ -44,8 +44,8 @@ except ImportError:  # not on Windows: there a second run in one folder is not n
     fcntl = None  # type: ignore[assignment]
 
 SCHEMA = 1
-WAVES = 5
-"""Waves of which every view is kept in full: enough for the attacks, and flat in memory."""
+KEPT = 5
+"""Frames that every view keeps from each peer, and to each: enough for the attacks, and flat in memory."""
 
 Watch = Callable[[str, int, int], None]
 """Told what is going on, how much of it is done, and of how much."""
@@ -390,7 +390,7 @@ class _Comparison:
             run = row.protection.train(
                 world.task,
                 coins=Coins.from_seed(f"compare/{world.seed}/{row.name}".encode()),
-                recording=Recording(level=Level.FULL, waves=WAVES),
+                recording=Recording(level=Level.FULL, each=KEPT),
                 progress=training,
             )
         except TacitError as error:

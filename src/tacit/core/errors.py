@@ -148,3 +148,7 @@ def by_name(name: str) -> type[TacitError]:
         return PeerRefused
     # A peer's word must not pass for a mistake of this side's caller.
     return PeerRefused if issubclass(found, (ConfigError, TooFewParties)) else found
+
+
+class TacitWarning(UserWarning):
+    """Settings that do what they say and hardly what was meant: training goes on, the text says what to change."""

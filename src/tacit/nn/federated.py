@@ -235,10 +235,19 @@ def _float(array: Array) -> FloatArray:
     return np.asarray(array, np.float32)
 
 
-def honest_work(
-    task: Task, share: Share, *, batch_size: int, local_steps: int = 1, learning_rate: float = 0.0
+def honest_work(  # noqa: PLR0913 - the settings of SGD, each by name
+    task: Task,
+    share: Share,
+    *,
+    batch_size: int,
+    local_steps: int = 1,
+    learning_rate: float = 0.0,
+    decay: float = 1.0,
+    label_smoothing: float = 0.0,
 ) -> dict[Role, HonestTraining]:
-    """Honest training on its own shard for every owner of a task.
+    """Honest training on its own shard for every owner of a task: see `HonestTraining`.
+
+    ``local_steps`` of 0 are as many as go through an owner's records once.
 
     Raises:
         DataError: an owner's records are not finite; names the owner.
@@ -255,8 +264,10 @@ def honest_work(
             labels=labels,
             share=share,
             batch_size=batch_size,
-            local_steps=local_steps,
+            local_steps=local_steps or max(1, len(inputs) // batch_size),
             learning_rate=learning_rate,
+            decay=decay,
+            label_smoothing=label_smoothing,
             seed=task.seed * 100_003 + role.index,
         )
         for role, (inputs, labels) in zip(owners(len(task.shards)), task.shards, strict=True)

@@ -13,11 +13,14 @@ from enum import Enum
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from tacit.core.errors import ConfigError, Diverged, UnsupportedLayer
 from tacit.core.wire import Array
+
+FloatArray = npt.NDArray[np.float32]
 
 
 class Share(Enum):
@@ -66,6 +69,22 @@ def parameters_of(module: nn.Module) -> list[Array]:
     return [p.detach().cpu().numpy().astype(np.float32, copy=True) for p in module.parameters()]
 
 
+def flattened(arrays: Sequence[Array]) -> FloatArray:
+    """The arrays as one float32 vector."""
+    return np.concatenate([np.asarray(a, np.float32).reshape(-1) for a in arrays])
+
+
+def unflattened(vector: FloatArray, like: Sequence[Array]) -> tuple[FloatArray, ...]:
+    """The vector cut into arrays of those shapes.
+
+    Raises:
+        ValueError: it is shorter or longer.
+    """
+    cuts = np.cumsum([a.size for a in like])
+    parts = np.split(vector, cuts[:-1])
+    return tuple(part.reshape(a.shape) for part, a in zip(parts, like, strict=True))
+
+
 def load_parameters(module: nn.Module, arrays: Sequence[Array]) -> None:
     """Overwrite a module's parameters.
 
@@ -97,6 +116,8 @@ class HonestTraining:
         batch_size: records a step.
         local_steps: steps an update; 1 for `Share.GRADIENT`.
         learning_rate: of the local steps; unused for `Share.GRADIENT`.
+        decay: the learning rate is multiplied by this after every update.
+        label_smoothing: the share of each label that is spread over all classes.
         seed: of the order.
     """
 
@@ -107,6 +128,8 @@ class HonestTraining:
     batch_size: int
     local_steps: int = 1
     learning_rate: float = 0.0
+    decay: float = 1.0
+    label_smoothing: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -144,14 +167,19 @@ class HonestTraining:
         parameters = list(self.module.parameters())
         self.module.train()
         gradients: Sequence[Tensor] = ()
+        rate = self.learning_rate * self.decay**round
         for batch in torch.split(self.records(round), self.batch_size):
-            loss = nn.functional.cross_entropy(self.module(self.inputs[batch]), self.labels[batch])
+            loss = nn.functional.cross_entropy(
+                self.module(self.inputs[batch]),
+                self.labels[batch],
+                label_smoothing=self.label_smoothing,
+            )
             gradients = torch.autograd.grad(loss, parameters)
             self._check(loss, gradients, round)
             if self.share is Share.CHANGE:
                 with torch.no_grad():
                     for parameter, gradient in zip(parameters, gradients, strict=True):
-                        parameter.sub_(gradient, alpha=self.learning_rate)
+                        parameter.sub_(gradient, alpha=rate)
         if self.share is Share.GRADIENT:
             arrays = tuple(g.numpy() for g in gradients)
         else:

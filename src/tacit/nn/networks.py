@@ -140,6 +140,43 @@ def lenet(
     return initialise(nn.Sequential(*layers), generator)
 
 
+def tanh_cnn(
+    input_shape: tuple[int, ...], classes: int, *, generator: torch.Generator
+) -> nn.Sequential:
+    """The convolutional network of selective SGD: for 28x28 digits, padded to 32x32, 105,506 parameters.
+
+    5x5 convolution to 32 channels, tanh, 3x3 max-pooling; 5x5 convolution to 64 channels, tanh, 2x2 max-pooling; 200 hidden
+    units, tanh. Images are padded with two pixels of 0 on each side, as its authors did with MNIST.
+
+    Args:
+        input_shape: (channels, height, width), at least 17 pixels each way.
+        classes: number of classes.
+        generator: draws the parameters.
+
+    Raises:
+        ConfigError: ``input_shape`` is not (channels, height, width) of at least 17 pixels each way, or a size is not positive.
+
+    Source: Shokri, Shmatikov, "Privacy-preserving deep learning", CCS 2015, section 6.2 (recalled).
+    """
+    channels, *sides = _check_image(input_shape, classes, nn.Tanh)
+    if min(sides) < 17:
+        raise ConfigError(f"images of at least 17x17 pixels expected, not {sides[0]}x{sides[1]}")
+    rows, columns = ((side // 3 - 4) // 2 for side in sides)
+    model = nn.Sequential(
+        _conv(channels, 32, kernel=5, stride=1, padding=2),
+        nn.Tanh(),
+        nn.MaxPool2d(3),
+        _conv(32, 64, kernel=5, stride=1, padding=0),
+        nn.Tanh(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        _linear(64 * rows * columns, 200),
+        nn.Tanh(),
+        _linear(200, classes),
+    )
+    return initialise(model, generator)
+
+
 def conv3(
     input_shape: tuple[int, ...],
     classes: int,

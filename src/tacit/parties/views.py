@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -39,12 +40,12 @@ class Recording:
     Args:
         level: COUNTS keeps numbers only (flat in memory); DIGEST adds the shape of each frame and a SHA-256 over all; FULL
             keeps the frames in memory; SPOOL writes them to files and reads them back one at a time.
-        waves: keep only the first so many waves (pair protocols: messages); later ones are counted.
+        each: keep only the first so many frames from each peer, and to each; later ones are counted.
         folder: where SPOOL writes.
     """
 
     level: Level = Level.COUNTS
-    waves: int | None = None
+    each: int | None = None
     folder: Path | None = None
 
     def __post_init__(self) -> None:
@@ -135,6 +136,7 @@ class View:
 
     __slots__ = (
         "_hash",
+        "_kept",
         "_received",
         "_sent",
         "messages",
@@ -153,6 +155,7 @@ class View:
         self._received = _Kept(recording.folder)
         self._sent = _Kept(recording.folder)
         self._hash = hashlib.sha256()
+        self._kept: Counter[tuple[Role, bool]] = Counter()  # frames from (True) and to each peer
 
     def __repr__(self) -> str:
         return f"View({self.role}, {self.recording.level.name}, {self.messages} messages)"
@@ -165,7 +168,7 @@ class View:
         """
         self.messages += 1
         self.received += len(data)
-        if self.recording.level is Level.COUNTS or not self._keeps(wave):
+        if self.recording.level is Level.COUNTS or not self._keeps(sender, True):
             return
         self.shape.append((sender, tag, len(data), wave))
         self._hash.update(f"{sender}|{wave}|{len(data)}|".encode())
@@ -179,11 +182,12 @@ class View:
         Raises:
             OutputError: SPOOL cannot write to its folder.
         """
-        if self.recording.level >= Level.FULL and self._keeps(wave):
+        if self.recording.level >= Level.FULL and self._keeps(to, False):
             self._sent.add(Frame(to, wave, data))
 
-    def _keeps(self, wave: int) -> bool:
-        return self.recording.waves is None or wave < self.recording.waves
+    def _keeps(self, peer: Role, received: bool) -> bool:
+        self._kept[peer, received] += 1
+        return self.recording.each is None or self._kept[peer, received] <= self.recording.each
 
     @property
     def digest(self) -> str:
@@ -237,6 +241,7 @@ class Update:
         batch_size: records behind each step of each sender.
         senders: how many senders are summed in it (their mean is what the arrays hold).
         noisy: it carries noise or a mask.
+        seen: where only a part of the update was seen, one boolean array a parameter; elsewhere the arrays hold 0.
     """
 
     sender: Role | None
@@ -248,6 +253,7 @@ class Update:
     batch_size: int = 1
     senders: int = 1
     noisy: bool = False
+    seen: Arrays | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
