@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from tacit.attacks.curious import GradientLeakage
 from tacit.attacks.membership import LabelGap, LossThreshold, ShadowModels
@@ -21,6 +21,7 @@ from tacit.audit.world import Settings
 from tacit.core.errors import ConfigError, UnknownName
 from tacit.training.local_dp import LocalDP
 from tacit.training.plain import Centralised, FederatedAveraging, FederatedSGD
+from tacit.training.selective_sgd import SelectiveSGD
 
 Status = Literal["planned", "part", "done"]
 
@@ -86,6 +87,7 @@ PAPERS: tuple[Paper, ...] = (
         technique="share a selected part of the gradients only",
         training="collaborative",
         module="training/selective_sgd.py",
+        status="done",
     ),
     Paper(
         number=4,
@@ -232,6 +234,11 @@ def rows(*, quick: bool = False) -> tuple[Row, ...]:
     sgd = FederatedSGD(rounds=600 // less)
     average = FederatedAveraging(rounds=120 // less)
     local = LocalDP(rounds=600 // less)
+    # One record a turn, as in the rows above, so that what differs is the selection alone.
+    selective = SelectiveSGD(
+        epochs=120 // less, local_steps=1, batch_size=1, learning_rate=0.1, decay=0.99**less
+    )
+    private = replace(selective, gamma=0.05, tau=0.005)
     return (
         Row(
             name="centralised",
@@ -256,6 +263,30 @@ def rows(*, quick: bool = False) -> tuple[Row, ...]:
             title="Local DP, more noise",
             protection=replace(local, noise_multiplier=0.2),
         ),
+        Row(
+            name="selective-0.1",
+            title="Selective SGD, a tenth shared",
+            protection=selective,
+            paper=3,
+        ),
+        Row(
+            name="selective-0.01",
+            title="Selective SGD, a hundredth shared",
+            protection=replace(selective, theta_u=0.01),
+            paper=3,
+        ),
+        Row(
+            name="sparse-vector-low",
+            title="Selective SGD with sparse vector noise, little",
+            protection=replace(private, epsilon_over_c=100.0),
+            paper=3,
+        ),
+        Row(
+            name="sparse-vector-high",
+            title="Selective SGD with sparse vector noise, more",
+            protection=replace(private, epsilon_over_c=10.0),
+            paper=3,
+        ),
     )
 
 
@@ -265,16 +296,22 @@ def sabotaged_rows(*, quick: bool = False) -> tuple[Row, ...]:
     Args:
         quick: train for fewer rounds.
     """
+    broken = {
+        "local-dp-low": ("local-dp-sabotaged", "Local DP with its noise left out"),
+        "selective-0.1": ("selective-sabotaged", "Selective SGD that shares everything"),
+        "sparse-vector-low": ("sparse-vector-sabotaged", "Sparse vector without its noise"),
+    }
     return tuple(
         Row(
-            name="local-dp-sabotaged",
-            title="Local DP with its noise left out",
+            name=broken[row.name][0],
+            title=broken[row.name][1],
             protection=row.protection.sabotaged(),
+            paper=row.paper,
             control=True,
             twin_of=row.name,
         )
         for row in rows(quick=quick)
-        if row.name == "local-dp-low" and isinstance(row.protection, LocalDP)
+        if row.name in broken and isinstance(row.protection, (LocalDP, SelectiveSGD))
     )
 
 
@@ -305,9 +342,13 @@ def settings(dataset: str, *, quick: bool = False) -> Settings:
         quick: one seed and fewer records.
     """
     full = Settings(dataset=dataset)
-    if dataset != "digits":
+    records, population = 20, 400
+    if dataset == "att-faces":  # 400 faces of 40 people: all are needed, and at half their size
+        full = replace(full, records=10, population=200, pool=2)
+        records, population = 8, 200
+    elif dataset != "digits":
         full = replace(full, population=2000, hidden=64)
-    return replace(full, seeds=1, records=20, population=400) if quick else full
+    return replace(full, seeds=1, records=records, population=population) if quick else full
 
 
 def compare(  # noqa: PLR0913 - each is an option of `tacit compare`
@@ -330,7 +371,7 @@ def compare(  # noqa: PLR0913 - each is an option of `tacit compare`
     """Run every attack against every protection: `tacit compare` as a call.
 
     Args:
-        dataset: digits (bundled), mnist or cifar10.
+        dataset: digits (bundled), mnist, cifar10, att-faces, location30, adult or another of `tacit data list`.
         protections: rows, by name or made by hand; all by default.
         attacks: columns, by name or made by hand; all by default.
         changes: settings to change, as ``"local-dp-low.clip=2"``.
@@ -394,28 +435,44 @@ def _changed(chosen: Sequence[Row], changes: Sequence[str]) -> list[Row]:
     by_name = {row.name: row for row in chosen}
     for change in changes:
         target, _, value = change.partition("=")
-        name, _, setting = target.partition(".")
-        if not setting or not value:
+        name, _, setting = target.rpartition(".")
+        if not name or not value:
             raise ConfigError(
                 f"a change is PROTECTION.SETTING=VALUE, for instance local-dp-low.clip=2; got {change!r}"
             )
         if name not in by_name:
             raise UnknownName("protection in this run", name, by_name)
         protection: Any = by_name[name].protection
-        known = {f.name: getattr(protection, f.name) for f in fields(protection)}
+        known = [f.name for f in fields(protection)]
         if setting not in known:
             raise UnknownName(f"setting of {name}", setting, known)
-        changed = replace(protection, **{setting: _converted(change, value, known[setting])})
+        kind = get_type_hints(type(protection))[setting]
+        changed = replace(protection, **{setting: converted(change, value, kind)})
         by_name[name] = replace(by_name[name], protection=changed)
         for twin in [row for row in by_name.values() if row.twin_of == name]:
             by_name[twin.name] = replace(twin, protection=changed.sabotaged())
     return [by_name[row.name] for row in chosen]
 
 
-def _converted(change: str, value: str, like: Any) -> Any:
+def converted(change: str, value: str, kind: Any) -> Any:
+    """A setting's value from its text.
+
+    Args:
+        change: what the user wrote, for the message.
+        value: the text.
+        kind: the setting's type: a number, an `Enum`, or one of these or None.
+
+    Raises:
+        ConfigError: the text is no value of that type.
+    """
+    kinds = get_args(kind) or (kind,)
+    if type(None) in kinds and value == "none":
+        return None
+    (one,) = (k for k in kinds if k is not type(None))
     try:
-        return type(like)(value)
+        return one(value)
     except ValueError:
-        closed = isinstance(like, Enum)
-        kinds = ", ".join(e.value for e in type(like)) if closed else type(like).__name__
-        raise ConfigError(f"{change}: {kinds} expected, got {value!r}") from None
+        closed = issubclass(one, Enum)
+        names = [e.value for e in one] if closed else [one.__name__]
+        expected = ", ".join(names + ["none"] * (type(None) in kinds))
+        raise ConfigError(f"{change}: {expected} expected, got {value!r}") from None

@@ -2,22 +2,32 @@
 
 import base64
 import copy
+import csv
 import io
+import itertools
 import json
 import os
 import re
 import zlib
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from tacit.audit import report
-from tacit.audit.report import read_report, render_html, write_report
+from tacit.audit.difference import difference
+from tacit.audit.report import (
+    read_report,
+    render_difference,
+    render_html,
+    render_reports,
+    write_report,
+)
 from tacit.audit.statistics import roc
 from tacit.audit.terminal import matrix_table
-from tacit.core.errors import DataError, OutputError
+from tacit.core.errors import ConfigError, DataError, OutputError
 
 
 def cell(verdict="leaks", value=0.8, **more):
@@ -304,7 +314,7 @@ def test_the_matrix_is_a_table_for_every_reader(result):
     assert len(page.all("th", scope="row", role="rowheader")) == 4
     assert len(page.all("th", scope="col", role="columnheader")) == 2 * 5
     assert "Twins of a protection, broken on purpose" in page.text
-    links = {a["href"][1:] for a in page.all("a")}
+    links = {a["href"][1:] for a in page.all("a") if a["href"].startswith("#")}
     places = {a["id"] for _, a in page.tags if "id" in a}
     assert links <= places and "cell-0-0" in links
     ids = [a["id"] for _, a in page.tags if "id" in a]
@@ -328,7 +338,7 @@ def test_nothing_comes_from_elsewhere(result):
         for name, value in attributes.items():
             assert not name.startswith("on")
             if name in ("src", "href", "action", "xlink:href"):
-                assert value.startswith(("#", "data:image/png;base64,"))
+                assert value.startswith(("#", "data:image/png;base64,", "data:text/csv;"))
     style = page[page.index("<style>") : page.index("</style>")]
     assert "url(" not in style and "@import" not in style and "//" not in style
     assert "default-src 'none'" in page
@@ -365,7 +375,8 @@ def test_hostile_text_stays_text(result):
     page = Reader(render_html(result))
     assert not page.open
     assert not {tag for tag, _ in page.tags} & {"script"}
-    assert all(set(a) <= {"src", "alt"} for a in page.all("img"))
+    known = {"src", "alt", "width", "height", "loading", "decoding"}
+    assert all(set(a) <= known for a in page.all("img"))
     assert "alert(1)" in page.text and "{{ 7 * 7 }}" in page.text
     shown = terminal(matrix_table(result))
     assert "\x1b" not in shown and "[red]" in shown.replace("\n", "").replace(" ", "")
@@ -470,11 +481,14 @@ def test_images_are_sharp_and_described(result):
     assert first["alt"] == "Original, a 7"
     assert second["alt"] == "Reconstruction under Plain, a 7"
     pixels = decoded(first["src"])
-    assert pixels.shape == (112, 112, 1)
-    assert pixels[::56, ::56, 0].tolist() == [[0, 255], [128, 64]]
-    assert len(np.unique(pixels)) == 4  # whole pixels, nothing smoothed
-    assert decoded(second["src"])[0, ::56].tolist() == [[255, 0, 128], [0, 255, 0]]
+    assert pixels[..., 0].tolist() == [[0, 255], [128, 64]]
+    assert decoded(second["src"]).tolist() == [[[255, 0, 128], [0, 255, 0]]]
+    assert "image-rendering: pixelated" in render_html(result)  # nothing smoothed
     assert page.text.count("not an image") == 2
+
+
+def curves_in(page):
+    return [path for path in page.all("path") if path["class"].startswith("curve")]
 
 
 def test_one_roc_drawing_an_attack(result):
@@ -486,7 +500,7 @@ def test_one_roc_drawing_an_attack(result):
     page = Reader(render_html(result))
     (plot,) = page.all("svg", **{"class": "plot"})
     assert "Membership" in plot["aria-label"]
-    paths = page.all("path")
+    paths = curves_in(page)
     assert len(paths) == 2
     assert paths[0]["stroke-dasharray"] != paths[1]["stroke-dasharray"]
     for path in paths:
@@ -505,7 +519,7 @@ def test_ties_are_not_drawn_as_true_positives(result):
     fine = {"fpr": [0.0, 0.001, 1.0], "tpr": [0.0, 0.001, 1.0]}
     for p, curve in zip(result["protections"], (flat, fine), strict=False):
         p["cells"][name]["figures"] = {"roc": curve}
-    for path in Reader(render_html(result)).all("path"):
+    for path in curves_in(Reader(render_html(result))):
         points = [list(map(float, at.split())) for at in path["d"][1:].split("L")]
         assert all(abs((x - 62) - (330 - y)) < 0.2 for x, y in points)
 
@@ -525,3 +539,213 @@ def test_the_terminal_fits_and_needs_no_colour(result):
     assert max(map(len, shown.splitlines())) <= 100
     assert shown.count("inversion-8") == 1
     json.dumps(result)  # rendering changed nothing
+
+
+# --- the drawing to decide from, and what is behind a cell ----------------------------------------
+
+
+def test_the_choice_is_said_drawn_and_listed(result):
+    page = Reader(render_html(result))
+    assert "Without protection, “Plain” is the most accurate (93.0 %)" in page.text
+    # Dp, sgd: worst leak (0.51 - 0.5) / 0.5; as accurate as the rest, for the same cost.
+    assert "To lose no accuracy, choose Dp, sgd : worst leak 0.020" in page.text
+    assert "Secure aggregation is not the better choice" in page.text
+    drawing = page.all("svg", **{"class": "plot marks"})
+    assert len(drawing) == 2 + 2  # accuracy against leak, cost, and each attack alone
+    ids = {a["id"] for _, a in page.tags if "id" in a}
+    for svg in drawing:
+        assert svg["role"] == "img" and set(svg["aria-labelledby"].split()) <= ids
+    assert "Dp, sgd (protection): worst leak 0.020, by Membership; accuracy 93.0 %" in page.text
+
+
+def test_a_cell_says_what_was_seen_and_how_it_was_attacked(result):
+    cells = result["protections"][0]["cells"]
+    cells["gradient-leakage@server"] |= {
+        "saw": {"updates": 40, "noisy": False},
+        "attack_settings": {"restarts": 4},
+        "queries": 800,
+    }
+    cells["membership-shadows@client"] |= {"saw": "Forty answers of the model."}
+    result["settings"] |= {"seed": 3, "seeds": 2}
+    said = Reader(render_html(result)).text
+    for words in ("updates 40", "noisy no", "restarts 4", "queries 800", "seeds 3, 4"):
+        assert words in said, words
+    assert "Forty answers of the model." in said
+    assert "It stands at the server and works on what the server receives." in said
+    assert "It stands at: client." in said
+
+
+def test_every_cell_is_two_steps_there_and_back(result):
+    page = Reader(render_html(result))
+    ids = {a["id"] for _, a in page.tags if "id" in a}
+    links = [a["href"] for a in page.all("a") if "href" in a]
+    for r in range(4):
+        for a in range(2):
+            assert {f"tile-{r}-{a}", f"cell-{r}-{a}"} <= ids
+            assert f"#cell-{r}-{a}" in links and f"#tile-{r}-{a}" in links
+
+
+def test_the_first_reconstructions_stand_together_and_the_rest_in_the_cell(result):
+    shots = [
+        {"original": [[i / 10]], "reconstruction": [[0.5]], "caption": f"shot {i}"}
+        for i in range(7)
+    ]
+    result["protections"][0]["cells"]["gradient-leakage@server"]["figures"] = {"images": shots}
+    page = Reader(render_html(result))
+    assert "3 more in the cell’s details" in page.text
+    assert [image["alt"] for image in page.all("img")][::2] == [
+        f"Original, shot {i}" for i in range(7)
+    ]
+    several = Reader(render_reports([result]))
+    assert "3 more in the report of its own" in several.text
+    assert len(several.all("img")) == 2 * 4
+
+
+def test_downloads_hold_the_figures(result):
+    page = Reader(render_html(result))
+    found = {a["download"]: a["href"] for a in page.all("a") if "download" in a}
+    assert {"matrix.csv", "decision.csv", "protections.csv", "claims.csv", "details.csv"} <= set(
+        found
+    )
+    lines = list(csv.DictReader(unquote(found["matrix.csv"].partition(",")[2]).splitlines()))
+    value = result["protections"][0]["cells"]["membership-shadows@client"]["value"]
+    assert float(lines[1]["value"]) == value
+
+
+# --- several reports in one page ------------------------------------------------------------------
+
+
+def several(result, names=("digits", "mnist", "adult")):
+    return [copy.deepcopy(result) | {"dataset": name} for name in names]
+
+
+def test_several_reports_share_a_page(result):
+    made = several(result)
+    made[1]["protections"][0]["cells"]["membership-shadows@client"]["verdict"] = "contained"
+    del made[2]["protections"][1]
+    page = Reader(render_reports(made))
+    assert not page.open
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    for a in page.all("a"):
+        assert not a["href"].startswith("#") or a["href"][1:] in ids
+    for name in ("digits", "mnist", "adult"):
+        assert name in page.text
+    assert "leaks on 2 of 3" in page.text and "leaks on 3 of 3" in page.text
+    signs = {a["aria-label"]: a["href"] for a in page.all("a") if "aria-label" in a}
+    assert signs["mnist: contained"] == "#d1-tile-2-0"  # the last of that label: dp-sgd
+    opened = [a for tag, a in page.tags if tag == "details" and "open" in a]
+    assert not opened  # so that it opens at once
+    files = [a["download"] for a in page.all("a") if "download" in a]
+    assert len(files) == len(set(files)) and "d2-matrix.csv" in files
+
+
+def test_several_reports_must_differ_in_their_data(result):
+    with pytest.raises(ConfigError, match=r"2 are of 'digits'.*tacit report diff"):
+        render_reports(several(result, ("digits", "mnist", "digits")))
+    with pytest.raises(ConfigError, match="at least one report"):
+        render_reports([])
+
+
+def test_hostile_text_stays_text_in_a_page_of_several(result):
+    bad = poisoned(result)
+    bad["dataset"] = HOSTILE
+    bad["attacks"][0]["name"] = "=x@" + HOSTILE
+    bad["protections"][0] |= {"name": "=" + HOSTILE, "accuracy": 0.5}
+    page = Reader(render_reports([bad, result]))
+    assert not page.open and not {tag for tag, _ in page.tags} & {"script", "img"}
+    for a in page.all("a"):
+        assert a["href"].startswith(("#", "data:text/csv;"))
+        assert not any(name.startswith("on") for name in a)
+
+
+# --- for every reader -----------------------------------------------------------------------------
+
+
+def pages(result):
+    leaks = copy.deepcopy(result)
+    leaks["protections"][0]["cells"]["gradient-leakage@server"]["figures"] = {
+        "images": [{"original": [[0.5]], "reconstruction": [[0.1]]}],
+        "roc": {"fpr": [0.0, 0.5, 1.0], "tpr": [0.0, 0.9, 1.0]},
+    }
+    other = copy.deepcopy(leaks)
+    other["protections"][1]["cells"]["membership-shadows@client"]["verdict"] = "contained"
+    return {
+        "one": render_html(leaks),
+        "several": render_reports(several(leaks)),
+        "difference": render_difference(difference(leaks, other)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["one", "several", "difference"])
+def test_a_page_can_be_walked_through(kind, result):
+    text = pages(result)[kind]
+    page = Reader(text)
+    assert not page.open
+    assert page.all("html")[0]["lang"] == "en"
+    assert len(page.all("main")) == len(page.all("h1")) == 1
+    first = page.all("a")[0]
+    assert first["class"] == "skip" and first["href"] == "#" + page.all("main")[0]["id"]
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    for image in page.all("img"):
+        assert image["alt"]
+    for svg in page.all("svg"):
+        assert svg.get("aria-hidden") == "true" or (
+            svg["role"] == "img" and (svg.get("aria-label") or svg["aria-labelledby"])
+        )
+    for head in page.all("th"):
+        assert head["scope"] in ("row", "col")
+    for attributes in (a for _, a in page.tags):
+        if attributes.get("tabindex") == "0":
+            assert attributes["aria-label"]  # what takes the focus has a name
+        assert int(attributes.get("tabindex", 0)) <= 0  # the order is the page's
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "default-src 'none'" in text and "http:" not in text and "https:" not in text
+
+
+def luminance(colour):
+    digits = colour.lstrip("#")
+    digits = digits if len(digits) == 6 else "".join(2 * d for d in digits)
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+TEXT_ON = [
+    *itertools.product(("ink", "quiet", "link"), ("page", "card")),
+    *itertools.product(("leak-ink",), ("leak-1", "leak-2", "leak-3", "page", "card")),
+    *itertools.product(("hold-ink",), ("hold", "page", "card")),
+    *itertools.product(("open-ink",), ("open", "page", "card")),
+    *itertools.product(("none-ink",), ("none", "page", "card")),
+    *itertools.product(("fail-ink",), ("fail", "page", "card")),
+    ("page", "ink"),  # the badge of what is proved
+]
+
+
+def test_contrast_holds_in_both_schemes(result):
+    assert contrast("#000", "#fff") == pytest.approx(21)
+    style = render_html(result)
+    light, dark = re.findall(r":root \{(.*?)\}", style, re.S)
+    schemes = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]+)", text)) for text in (light, dark)]
+    assert schemes[0].keys() == schemes[1].keys()
+    for scheme in schemes:
+        for text, ground in TEXT_ON:
+            assert contrast(scheme[text], scheme[ground]) >= 4.5, (text, ground)
+        for line in ("link", "leak-edge", "quiet", *(f"c{i}" for i in range(8))):
+            assert contrast(scheme[line], scheme["page"]) >= 3, line  # marks and curves
+    assert not set(re.findall(r"(?<![-\w])color: (#\w+)", style))  # no colour but those
+
+
+def test_nothing_moves_and_the_focus_shows(result):
+    style = render_html(result)
+    assert not re.search(r"transition|animation|scroll-behavior", style)
+    assert re.search(r"a:focus-visible, summary:focus-visible.*outline: 2px", style)
+    assert "outline: none" not in style and "outline: 0" not in style
+    assert "@media print" in style and "@media (max-width: 760px)" in style

@@ -31,7 +31,7 @@ def classes():
     return [
         item
         for _, item in inspect.getmembers(errors, inspect.isclass)
-        if item.__module__ == errors.__name__
+        if item.__module__ == errors.__name__ and not issubclass(item, Warning)
     ]
 
 

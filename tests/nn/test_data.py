@@ -11,7 +11,17 @@ import pytest
 import torch
 
 from tacit.core.errors import ConfigError, DataError, UnknownName
-from tacit.nn.data import DataSet, available, check_finite, load, split_by_label, split_iid
+from tacit.nn.data import (
+    SOURCES,
+    DataSet,
+    Feature,
+    available,
+    check_finite,
+    load,
+    split_by_label,
+    split_iid,
+)
+from tacit.nn.files import digest
 
 
 def small(**changes):
@@ -87,8 +97,13 @@ def test_the_environment_says_where_the_data_are(data_folder, monkeypatch):
     monkeypatch.setenv("TACIT_DATA", str(data_folder))
     listed = {listing.name: listing for listing in available()}
     assert all(listing.present for listing in listed.values())
-    for name in ("digits", "mnist"):
+    for name in SOURCES:
+        if name == "cifar10":
+            continue  # two seconds
         data = load(name)
+        assert data.name == name
+        assert data.class_names == SOURCES[name].class_names
+        assert (data.low, data.high) == (0, 1)
         assert len(data.labels_train) == listed[name].rows_train
         assert len(data.labels_test) == listed[name].rows_test
         assert data.input_shape == listed[name].input_shape
@@ -110,10 +125,17 @@ def test_a_missing_variable_folder_or_file_is_said(name, file, tmp_path, monkeyp
 
 def test_listing_says_what_is_there_without_reading_it(tmp_path, monkeypatch):
     monkeypatch.delenv("TACIT_DATA", raising=False)
-    assert [(entry.name, entry.present) for entry in available()] == [
-        ("digits", True),
-        ("mnist", False),
-        ("cifar10", False),
+    assert [(entry.name, entry.present, entry.fetchable) for entry in available()] == [
+        ("digits", True, False),
+        ("mnist", False, True),
+        ("cifar10", False, False),
+        ("att-faces", False, True),
+        ("location30", False, True),
+        ("adult", False, True),
+        ("pima", False, True),
+        ("iris", False, True),
+        ("wisconsin", False, True),
+        ("mushrooms", False, True),
     ]
     assert all(entry.present or "TACIT_DATA" in entry.why_not for entry in available())
     (tmp_path / "mnist.npz").write_bytes(b"not read")
@@ -122,6 +144,10 @@ def test_listing_says_what_is_there_without_reading_it(tmp_path, monkeypatch):
     assert present["mnist"].where == str(tmp_path / "mnist.npz")
     assert not present["cifar10"].present
     assert "cifar10_24k.npz" in present["cifar10"].why_not
+    (tmp_path / "adult_train.csv.gz").write_bytes(b"one of two")
+    adult = next(entry for entry in available(tmp_path) if entry.name == "adult")
+    assert not adult.present
+    assert "adult_test.csv.gz" in adult.why_not
 
 
 def test_an_unknown_name_lists_the_close_ones():
@@ -285,9 +311,125 @@ def cifar_like(**changes):
     return {name: np.asarray(array, np.uint8) for name, array in {**arrays, **changes}.items()}
 
 
+def faces_like(**changes):
+    # Pixels 112 and 113 so that the mean is right, then one pixel of each face moved to tell faces apart.
+    faces = np.full((400, 112 * 92), 112, np.uint8)
+    faces[:, :6505] = 113
+    faces[np.arange(400), np.arange(400)] += 1
+    faces[np.arange(400), np.arange(400) + 5000] -= 1
+    arrays = {"X": faces.reshape(400, 112, 92), "y": np.arange(400) // 10, **changes}
+    return {name: np.asarray(array, np.uint8) for name, array in arrays.items()}
+
+
+def test_other_faces_than_the_laboratorys_are_refused(tmp_path):
+    same = faces_like()["X"]
+    same[7] = same[8]
+    for changes, said in (
+        ({"y": np.arange(400) % 40}, "people 0 .. 39 in order"),
+        (
+            {"X": np.zeros((400, 112, 92))},
+            r"mean pixel of X is 112\.6313 in the AT&T faces, here 0\.0",
+        ),
+        ({"X": same}, "400 faces must all differ, but 399 do"),
+        ({}, "some value was changed"),
+    ):
+        np.savez(tmp_path / "att_faces.npz", **faces_like(**changes))
+        with pytest.raises(DataError, match=said):
+            load("att-faces", tmp_path)
+
+
+def location_like(**changes):
+    labels = np.repeat(np.arange(30), [97, 308, *[164] * 23, *[166] * 5][:30])
+    labels = np.concatenate([labels, np.full(5010 - len(labels), 5)])
+    values = np.zeros((5010, 446))
+    values[:, :54] = 1
+    values[:1503, 0] = 0
+    arrays = {"X": values, "y": labels, **changes}
+    return {name: np.asarray(array, np.uint8) for name, array in arrays.items()}
+
+
+def test_another_table_of_check_ins_is_refused(tmp_path):
+    for changes, said in (
+        ({"y": np.arange(5010) % 30}, "97 to 308 rows, not 30 of 167 to 167"),
+        ({"y": np.arange(5010) % 31}, "not 31 of"),
+        ({"X": np.full((5010, 446), 2)}, "0 and 1 only, but holds 2"),
+        ({"X": np.ones((5010, 446))}, r"53\.7 ones on average, here 446"),
+        ({}, "some value was changed"),
+    ):
+        np.savez_compressed(tmp_path / "location30.npz", **location_like(**changes))
+        with pytest.raises(DataError, match=said):
+            load("location30", tmp_path)
+
+
+def test_the_digest_is_that_of_the_values_alone():
+    whole, text = np.array([[1, 2], [3, 4]], np.int32), np.array(["é", "ab"])
+    said = b"n <i4 (2, 2)\n" + struct.pack("<4i", 1, 2, 3, 4)
+    said += b"t <U2 (2,)\n" + "é\0ab".encode("utf-32-le")
+    expected = hashlib.sha256(said).hexdigest()
+    assert digest({"n": whole, "t": text}) == expected
+    assert digest({"n": np.asfortranarray(whole.astype(">i4")), "t": text}) == expected
+    for other in (
+        {"t": text, "n": whole},
+        {"n": whole.ravel(), "t": text},
+        {"n": whole.astype(np.int64), "t": text},
+        {"m": whole, "t": text},
+        {"n": whole + 1, "t": text},
+    ):
+        assert digest(other) != expected
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("location30", "location30.npz"), ("att-faces", "att_faces.npz")]
+)
+def test_a_file_packed_anew_passes_and_one_changed_value_does_not(
+    name, file, data_folder, tmp_path
+):
+    with np.load(data_folder / file, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    np.savez(tmp_path / file, **arrays)
+    assert (tmp_path / file).read_bytes() != (data_folder / file).read_bytes()
+    assert torch.equal(load(name, tmp_path).inputs_test, load(name, data_folder).inputs_test)
+    flat = arrays["X"].reshape(-1)
+    first, second = 0, int((flat != flat[0]).nonzero()[0][0])
+    flat[[first, second]] = flat[[second, first]]  # no sum tells
+    np.savez(tmp_path / file, **arrays)
+    with pytest.raises(DataError, match="some value was changed"):
+        load(name, tmp_path)
+
+
+def test_faces_are_divided_seven_to_three_a_person(data_folder):
+    data = load("att-faces", data_folder)
+    with np.load(data_folder / "att_faces.npz", allow_pickle=False) as archive:
+        faces = archive["X"].reshape(40, 10, 112, 92)
+    assert data.input_shape == (1, 112, 92)
+    assert data.labels_train.bincount().tolist() == [7] * 40
+    assert data.labels_test.bincount().tolist() == [3] * 40
+    for person in range(40):
+        train = (data.inputs_train[data.labels_train == person, 0] * 255).round().byte()
+        test = (data.inputs_test[data.labels_test == person, 0] * 255).round().byte()
+        assert np.array_equal(train.numpy(), faces[person, :7])
+        assert np.array_equal(test.numpy(), faces[person, 7:])
+    both = torch.cat([data.inputs_train, data.inputs_test]) * 255
+    assert both.double().mean() == pytest.approx(112.6313, abs=1e-4)
+    assert len(torch.unique(both.view(400, -1), dim=0)) == 400
+
+
+def test_location30_has_the_published_sizes(data_folder):
+    data = load("location30", data_folder)
+    counts = data.labels_train.bincount() + data.labels_test.bincount()
+    assert (int(counts.min()), int(counts.max()), int(counts.sum())) == (97, 308, 5010)
+    assert torch.equal(data.labels_test.bincount(), counts // 5)
+    both = torch.cat([data.inputs_train, data.inputs_test])
+    assert both.shape == (5010, 446)
+    assert set(both.unique().tolist()) == {0, 1}
+    assert both.sum(1).mean() == pytest.approx(53.7, abs=0.05)
+
+
 def test_other_images_or_labels_than_cifar10s_are_refused(tmp_path):
     np.savez_compressed(tmp_path / "cifar10_24k.npz", **cifar_like())
-    with pytest.raises(DataError, match="R_train have SHA-256"):
+    with pytest.raises(
+        DataError, match=r"cifar10_24k\.npz: what was decoded has SHA-256 .* changed, fetch"
+    ):
         load("cifar10", tmp_path)
     np.savez_compressed(tmp_path / "cifar10_24k.npz", **cifar_like(y_test=np.arange(4000) % 11))
     with pytest.raises(DataError, match="y_test must hold 400 labels"):
@@ -317,11 +459,42 @@ def test_other_images_or_labels_than_cifar10s_are_refused(tmp_path):
         ({"labels_test": torch.tensor([-1, 0])}, r"-1 \.\. 0"),
         ({"class_names": ("a", "b")}, "3 classes and 2 names"),
         ({"classes": 0, "class_names": ()}, "at least one class"),
+        ({"low": 0.1}, r"in \[0\.1, 1\], but lies in \[0, 1\]"),
+        ({"high": 0.9}, r"in \[0, 0\.9\]"),
+        (
+            {"features": (Feature(name="f", start=0, stop=1),)},
+            r"take 1 input columns, but an input has shape \(2, 2\)",
+        ),
     ],
 )
 def test_a_data_set_that_is_not_what_it_says_is_refused(changes, said):
     with pytest.raises(DataError, match=said):
         small(**changes)
+
+
+def tabular(*features):
+    return small(inputs_train=torch.zeros(6, 3), inputs_test=torch.zeros(2, 3), features=features)
+
+
+def test_features_must_take_the_input_columns_in_order():
+    number = Feature(name="n", start=0, stop=1, bounds=(3.0, 4.0))
+    letters = Feature(name="l", start=1, stop=3, categories=("a", "b"))
+    data = tabular(number, letters)
+    assert data.inputs_test[:, letters.columns].shape == (2, 2)
+    for features, said in (
+        ((number,), "take 1 input columns"),
+        ((letters,), "l must take the input columns 0 .. 1, not 1 .. 2"),
+        ((number, dataclasses.replace(letters, stop=2)), "1 .. 2, not 1 .. 1"),
+        ((number, number, number), "n must take the input columns 1 .. 1, not 0 .. 0"),
+    ):
+        with pytest.raises(DataError, match=said):
+            tabular(*features)
+
+
+def test_bounds_are_rounded_as_the_inputs_are():
+    for bound in (0.1, 0.7):  # float32(0.1) is above 0.1, float32(0.7) below 0.7
+        inputs = torch.full((2, 2, 2), bound)
+        small(inputs_train=inputs.repeat(3, 1, 1), inputs_test=inputs, low=bound, high=bound)
 
 
 def test_a_data_set_is_frozen():

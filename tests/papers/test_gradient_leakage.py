@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from tacit.attacks.gradient_leakage import exact_recovery, infer_label
+from tacit.audit.figures import Effort
 from tacit.audit.reproduce import REPRODUCTIONS, reproduce
 from tacit.core.errors import UnknownName
 from tacit.nn.data import DataSet, load
@@ -47,5 +48,5 @@ def test_idlg_every_label_is_read_off_the_last_bias(mnist: DataSet) -> None:
 
 def test_a_reproduction_that_does_not_exist_names_the_close_ones() -> None:
     with pytest.raises(UnknownName, match="did you mean leakage"):
-        reproduce("leekage", quick=True, seed=0, progress=print)
+        reproduce("leekage", Effort(quick=True))
     assert "leakage" in REPRODUCTIONS

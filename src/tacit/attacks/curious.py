@@ -9,8 +9,8 @@ of the protocol knows; that all senders weigh the same; that no record occurs tw
 
 Per update the adversary takes the strongest road that it has:
 
-1. one record behind an update and a fully connected first layer with a bias: division (Phong et al.). If the update is noisy,
-   or only a part of it was seen, all units are weighed by least squares instead of trusting one;
+1. one record behind an update and a fully connected first layer with a bias: division (Phong et al.). If the update is
+   noisy, or only a part of it was seen, the leading singular vector weighs all units instead of trusting one;
 2. otherwise: labels from the last bias (iDLG, or its greedy form for batches), then gradient matching (Geiping et al.), with
    the local steps simulated.
 """
@@ -18,7 +18,7 @@ Per update the adversary takes the strongest road that it has:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from tacit.attacks.access import Knowledge, RoleView
-from tacit.attacks.gradient_leakage import exact_recovery, infer_labels, rank_one_recovery
+from tacit.attacks.gradient_leakage import exact_recovery, infer_labels, spectral_recovery
 from tacit.attacks.gradient_matching import (
     GradientMatching,
     SeenUpdates,
@@ -45,7 +45,7 @@ class Leaked:
         update: the update.
         images: (records, *input shape).
         labels: (records,) int64, as inferred.
-        road: how: "division", "least squares" or "gradient matching".
+        road: how: "division", "singular vector" or "gradient matching".
     """
 
     update: Update = field(repr=False)
@@ -143,15 +143,18 @@ class GradientLeakage:
             ]
         gradients = values[-1] / (first.scale * first.steps)
         labels = infer_labels(gradients, _records(first)) if gradients.dim() == 2 else None
+        settings = GradientMatching.inverting_gradients(
+            _activation(module), iterations=self.iterations, restarts=self.restarts
+        )
+        if len(shape) < 3:  # the columns of a table are no neighbours
+            settings = replace(settings, total_variation=0.0)
         found = match_gradients(
             module,
             SeenUpdates(
                 values=values, masks=masks, parameters=dict(zip(names, weights, strict=True))
             ),
             recipe,
-            settings=GradientMatching.inverting_gradients(
-                _activation(module), iterations=self.iterations, restarts=self.restarts
-            ),
+            settings=settings,
             generator=generator,
             labels=labels,
             progress=progress,
@@ -185,14 +188,10 @@ def _divides_out(module: nn.Module | None, update: Update) -> bool:
 def _divided(update: Update, knowledge: Knowledge) -> Leaked:
     weight, bias, *rest = (t / update.scale for t in _tensors(update.arrays))
     whole = update.seen is None and not update.noisy
-    if whole:
-        image = exact_recovery(weight, bias)
-    else:
-        parts = None if update.seen is None else _tensors(update.seen)
-        image = rank_one_recovery(weight, bias, None if parts is None else (parts[0], parts[1]))
+    image = exact_recovery(weight, bias) if whole else spectral_recovery(weight, bias)
     last = rest[-1] if rest else bias
     image = image.nan_to_num(0.0).reshape(1, *(knowledge.input_shape or ()))
-    road = "division" if whole else "least squares"
+    road = "division" if whole else "singular vector"
     return Leaked(update=update, images=image, labels=infer_labels(last, 1), road=road)
 
 

@@ -17,7 +17,7 @@ Three attacks, from the closed form to the search; the closed forms are in this 
 
 1. A fully connected first layer with a bias divides out: for unit i, dL/dW_i = dL/db_i · x, so that
    one record is exact from any unit that it activates (`exact_recovery`, `exact_candidates`), and
-   a part of the gradient, or a noisy one, still gives it away (`rank_one_recovery`).
+   a part of the gradient, or a noisy one, still gives it away (`spectral_recovery`).
 2. The last layer's bias gradient is (probability - one-hot), negative only at the label
    (`infer_label`, `infer_labels`; without a bias `infer_label_from_weights`).
 3. Gradient matching: dummy records are moved until the update that they would cause equals the one
@@ -39,8 +39,6 @@ import torch
 from torch import Tensor
 
 from tacit.core.errors import ConfigError
-
-_ALTERNATIONS = 30
 
 
 def exact_candidates(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
@@ -91,39 +89,27 @@ def exact_recovery(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
     return candidates.take_along_dim(unit, -2).squeeze(-2)
 
 
-def rank_one_recovery(
-    weight_gradient: Tensor, bias_gradient: Tensor, seen: tuple[Tensor, Tensor] | None = None
-) -> Tensor:
-    """The one record behind a gradient of which only a part was seen, or that carries noise.
+def spectral_recovery(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
+    """The one record behind a gradient of which only a part was seen, or that was clipped, or carries noise.
 
-    The layer's gradient has rank one: (dL/dW, dL/db) = dL/db ⊗ (x, 1). Both factors are fitted to the entries seen by
-    alternating least squares. Where no bias was seen the scale of x is unknown, and its largest value is set to 1.
+    The layer's gradient has rank one: (dL/dW, dL/db) = dL/db ⊗ (x, 1). The leading singular vector is the direction that
+    most of what was seen agrees on; noise and gaps spread over all the others. Its scale is lost, so that the largest value
+    is set to 1, and its sign is the one that makes the record's sum positive.
 
     Args:
-        weight_gradient: (units, d), dL/dW of a fully connected first layer.
-        bias_gradient: (units,), dL/db of it.
-        seen: where these were seen, of the same shapes; None for everywhere.
+        weight_gradient: (units, d), dL/dW of a fully connected first layer; 0 where it was not seen.
+        bias_gradient: (units,), dL/db of it; 0 where it was not seen.
 
     Returns:
-        (d,); 0 where nothing was seen.
+        (d,).
 
-    Source: Phong et al., section 3, for the rank; Shokri and Shmatikov, CCS 2015, for what a selected part is.
+    Source: Phong et al., section 3, for the rank; Eckart, Young, "The approximation of one matrix by another of lower rank",
+    Psychometrika 1936, for the fit.
     """
     matrix = torch.cat([weight_gradient, bias_gradient[:, None]], 1)
-    mask = torch.ones_like(matrix)
-    if seen is not None:
-        mask = torch.cat([seen[0], seen[1][:, None]], 1).to(matrix.dtype)
-        matrix = matrix * mask
-    units = matrix[:, -1].clone()
-    if not bool(units.any()):
-        units = matrix.sum(1)  # records are not negative: a row's sum has the sign of its unit
-    record = torch.zeros(matrix.shape[1])
-    for _ in range(_ALTERNATIONS):
-        record = ((units @ matrix) / (units.square() @ mask)).nan_to_num(0.0, 0.0, 0.0)
-        units = ((matrix @ record) / (mask @ record.square())).nan_to_num(0.0, 0.0, 0.0)
-    if record[-1] != 0:
-        return record[:-1] / record[-1]
-    return record[:-1] / record[:-1].abs().max().clamp_min(1e-30)
+    record: Tensor = torch.linalg.svd(matrix, full_matrices=False).Vh[0, :-1]
+    record *= torch.where(record.sum() < 0, -1.0, 1.0)
+    return record.div_(record.abs().max().clamp_min(1e-30))
 
 
 def infer_label(last_bias_gradient: Tensor) -> Tensor:

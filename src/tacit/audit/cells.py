@@ -395,9 +395,14 @@ def _details(
         len(set(_counted(item.labels)) & set(_counted(labels[rows]))) / len(rows)
         for item, rows in zip(leaked, behind, strict=True)
     ]
+    likeness = {"mean_absolute_error": float((originals - images).abs().mean())}
+    if len(trial.task.input_shape) == 3:
+        likeness = {
+            "psnr_db": float(statistics.psnr(originals, images).median()),
+            "ssim": float(statistics.ssim(originals, images).median()),
+        }
     return {
-        "psnr_db": float(statistics.psnr(originals, images).median()),
-        "ssim": float(statistics.ssim(originals, images).median()),
+        **likeness,
         "labels_inferred": sum(guessed) / len(guessed),
         "control_reidentified": chance,
         "evaluator": {

@@ -15,12 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
-from enum import Enum
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ import torch
 import tacit
 from tacit.audit import statistics
 from tacit.audit.cells import Measurement, Plan, Protection, Trial, pooled
-from tacit.audit.provenance import header
+from tacit.audit.provenance import header, plain, sources_digest
 from tacit.audit.report import read_report, write_report
 from tacit.audit.world import Settings, World, check_rows, deal, imitation
 from tacit.core.coins import Coins
@@ -146,17 +144,6 @@ def _checked(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def plain(value: Any) -> Any:
-    """Settings as plain values: dataclasses become dicts, enums their values."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value
-
-
 def _fingerprint(
     settings: Settings, rows: Sequence[Row], plans: Sequence[Plan], data: DataSet
 ) -> str:
@@ -164,7 +151,7 @@ def _fingerprint(
     said = {
         "schema": SCHEMA,
         "version": tacit.__version__,
-        "sources": _sources_digest([*(r.protection for r in rows), *plans]),
+        "sources": sources_digest([*(r.protection for r in rows), *plans]),
         "settings": plain(settings),
         "rows": [
             (r.name, r.unprotected, r.control, type(r.protection).__name__, plain(r.protection))
@@ -181,20 +168,6 @@ def _fingerprint(
 def _unnamed(value: object) -> str:
     """A setting that has no plain form counts by its type: its address would change with every run."""
     return type(value).__name__
-
-
-def _sources_digest(users: Sequence[object]) -> str:
-    """A digest of the package's code and of the files that the user's own protections and attacks come from."""
-    root = Path(tacit.__file__).parent
-    paths = set(root.rglob("*.py"))
-    for item in users:
-        file = getattr(sys.modules.get(type(item).__module__), "__file__", None)
-        if file is not None:
-            paths.add(Path(file))
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def compare(

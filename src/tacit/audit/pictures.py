@@ -1,6 +1,6 @@
-"""What the page draws: intervals on one scale, ROC curves, and images as PNG.
+"""What the page draws: intervals on one scale, accuracy against leak and cost, ROC curves, and images as PNG.
 
-Curves and intervals are numbers that the page's template turns into SVG.
+Curves, marks and intervals are numbers that the page's template turns into SVG.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import itertools
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tacit.audit import words
+from tacit.audit.decision import Choice
 from tacit.audit.words import Result
 
-_IMAGE_SIDE = 112
 _ROC_FLOOR = 1e-5
 _DASHES = ("", "7 4", "2 3", "10 3 2 3", "14 5", "5 2 1 2 1 2", "1 5", "12 3 4 3")
 
@@ -65,9 +66,6 @@ def png_address(image: object) -> str | None:
     if pixels.size == 0 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
         return None
     pixels = (np.nan_to_num(pixels, nan=0.0).clip(0, 1) * 255).round().astype(np.uint8)
-    # Whole pixels repeated: sharp in every viewer, and deflate makes them small again.
-    times = max(1, math.ceil(_IMAGE_SIDE / max(pixels.shape[:2])))
-    pixels = pixels.repeat(times, axis=0).repeat(times, axis=1)
     height, width = pixels.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
     lines = b"".join(b"\x00" + line.tobytes() for line in pixels)
@@ -139,3 +137,348 @@ def _interpolated(points: Sequence[tuple[float, float]], floor: float) -> list[t
         else:
             dense.append((x1, y1))
     return [(x, y) for x, y in dense if x >= floor or y >= floor]
+
+
+# --- marks with labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """One point of a drawing, with what is written beside it.
+
+    Args:
+        x: where it stands; less is better.
+        y: where it stands; more is better.
+        across: the ends of its interval along x.
+        along: the ends of its interval along y.
+        kind: protection, unprotected or control: its shape.
+        label: written beside it.
+        says: the whole of it in a sentence.
+        strong: filled, its label in bold.
+        row: the row's place in the report.
+    """
+
+    x: float
+    y: float
+    across: tuple[float, float] | None = None
+    along: tuple[float, float] | None = None
+    kind: str
+    label: str
+    says: str
+    strong: bool = False
+    row: int
+
+
+SHAPES = {
+    "protection": "M-5.5 0a5.5 5.5 0 1 0 11 0a5.5 5.5 0 1 0-11 0z",
+    "unprotected": "M-5-5h10v10h-10z",
+    "control": "M-5-5L5 5M-5 5L5-5",
+}
+_FONT = 12.5
+_ADVANCE = 0.62 * _FONT  # wider than the mean letter of any system font
+_LINE = 16.0
+_RADIUS = 7.0
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
+def decision_plot(rows: Sequence[Choice]) -> dict[str, Any] | None:
+    """Accuracy against the worst leak, every row a mark with its name."""
+    marks = []
+    for row in rows:
+        if row.leak is None or row.accuracy is None:
+            continue
+        worst = f", by {row.worst}" if row.worst else ""
+        marks.append(
+            Mark(
+                x=row.leak,
+                y=row.accuracy,
+                across=row.leak_interval,
+                along=row.accuracy_interval,
+                kind=row.kind,
+                label=shortened(row.title),
+                says=f"{row.title} ({row.kind}): worst leak {words.figure(row.leak)}{worst}; "
+                f"accuracy {words.percent(row.accuracy)}",
+                strong=row.kind == "protection" and row.efficient,
+                row=row.index,
+            )
+        )
+    return scatter(marks, width=700.0, height=430.0, floor=0.0) if marks else None
+
+
+def attack_plot(rows: Sequence[Choice], protections: Sequence[Result], attack: Result) -> Any:
+    """Accuracy against one attack's leak above chance, every row a mark with its number."""
+    marks = []
+    for row, protection in zip(rows, protections, strict=True):
+        cell = words.cells(protection, [attack])[0]
+        leak = words.above_chance(cell.get("value"), cell) if cell else None
+        if leak is None or row.accuracy is None or not words.measured(cell):
+            continue
+        ends = cell.get("interval")
+        across = [words.above_chance(end, cell) for end in ends] if words.is_pair(ends) else [None]
+        marks.append(
+            Mark(
+                x=leak,
+                y=row.accuracy,
+                across=None if None in across else (across[0] or 0.0, across[1] or 0.0),
+                along=row.accuracy_interval,
+                kind=row.kind,
+                label=str(row.index + 1),
+                says=f"{row.index + 1}, {row.title} ({row.kind}): leak above chance "
+                f"{words.figure(leak)}, {words.state(cell).word}; accuracy {words.percent(row.accuracy)}",
+                row=row.index,
+            )
+        )
+    return scatter(marks, width=340.0, height=250.0, floor=None) if marks else None
+
+
+def shortened(text: str, most: int = 34) -> str:
+    """Text that fits beside a mark."""
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def scatter(
+    marks: Sequence[Mark], *, width: float, height: float, floor: float | None
+) -> dict[str, Any]:
+    """Marks with their intervals, axes and labels as numbers for the template.
+
+    Args:
+        marks: at least one.
+        width: of the drawing.
+        height: of the drawing; labels for which there is no room add lines below.
+        floor: where the x axis starts; None lets it start left of the least value.
+    """
+    box = (54.0, 10.0, width - 12.0, height - 46.0)
+    x_low, x_high = _range([v for m in marks for v in (m.x, *(m.across or ()))] + [0.0])
+    y_low, y_high = _range([v for m in marks for v in (m.y, *(m.along or ()))])
+    x_low = x_low if floor is None else floor
+
+    def across(value: float) -> float:
+        share = (min(max(value, x_low), x_high) - x_low) / (x_high - x_low)
+        return round(box[0] + share * (box[2] - box[0]), 1)
+
+    def up(value: float) -> float:
+        share = (min(max(value, y_low), y_high) - y_low) / (y_high - y_low)
+        return round(box[3] - share * (box[3] - box[1]), 1)
+
+    drawn = [
+        {
+            "mark": mark,
+            "shape": SHAPES[mark.kind],
+            "x": across(mark.x),
+            "y": up(mark.y),
+            "left": across(mark.across[0]) if mark.across else None,
+            "right": across(mark.across[1]) if mark.across else None,
+            "top": up(mark.along[1]) if mark.along else None,
+            "bottom": up(mark.along[0]) if mark.along else None,
+        }
+        for mark in marks
+    ]
+    labels, lines = place_labels(drawn, box)
+    return {
+        "box": box,
+        "width": width,
+        "height": height + _LINE * lines,
+        "marks": [d | {"label": label} for d, label in zip(drawn, labels, strict=True)],
+        "x_ticks": [{"at": across(v), "label": said} for v, said in _ticks(x_low, x_high, width)],
+        "y_ticks": [
+            {"at": up(v), "label": f"{100 * v:.4g} %"} for v, _ in _ticks(y_low, y_high, height)
+        ],
+        "zero": across(0.0) if x_low < 0 else None,
+        "numbered": [
+            {"number": label["text"], "title": mark.label}
+            for mark, label in zip(marks, labels, strict=True)
+            if label["text"] != mark.label
+        ],
+    }
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = 0.08 * (high - low) or 0.05
+    return low - room, high + room
+
+
+def _ticks(low: float, high: float, pixels: float) -> list[tuple[float, str]]:
+    """Round figures between two ends, about 90 pixels apart."""
+    rough = (high - low) / max(2.0, pixels / 90.0)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [(k * step, f"{k * step:.6g}".replace("-", "−")) for k in range(first, last + 1)]
+
+
+def place_labels(drawn: Sequence[dict[str, Any]], box: Box) -> tuple[list[dict[str, Any]], int]:
+    """A place for each mark's label, so that no label covers another, a mark, or a line to a label.
+
+    Labels go near their marks, off all intervals if there is such a place; a line leads to those that are not close.
+    Where a name has no room, the row's number stands in for it; where that has none either, it goes below the box.
+
+    Returns:
+        The labels as text, x, anchor, baseline, the box they fill, and the line to the mark, if any; the lines added below.
+    """
+    marks = [
+        (d["x"] - _RADIUS, d["y"] - _RADIUS, d["x"] + _RADIUS, d["y"] + _RADIUS) for d in drawn
+    ]
+    whiskers = [
+        *((d["left"], d["y"] - 1, d["right"], d["y"] + 1) for d in drawn if d["left"] is not None),
+        *((d["x"] - 1, d["top"], d["x"] + 1, d["bottom"]) for d in drawn if d["top"] is not None),
+    ]
+    taken: list[Box] = []  # by labels
+    lines: list[Box] = []  # points of the lines, as boxes of no size
+    placed: list[dict[str, Any]] = [{} for _ in drawn]
+    below = 0
+    for i in sorted(range(len(drawn)), key=lambda k: not drawn[k]["mark"].strong):
+        d, mark = drawn[i], drawn[i]["mark"]
+        full = [*marks, *taken, *lines]
+        number = str(mark.row + 1)
+        tries = [
+            (mark.label, full + whiskers, 24.0),
+            (mark.label, full, 44.0),
+            (number, full, 110.0),
+        ]
+        for text, avoided, reach in tries:
+            spot = _spot(d, _width(text, mark), box, reach, avoided, taken)
+            if spot is not None:
+                break
+        else:
+            top = box[3] + 46.0 + _LINE * below
+            place, below = (box[0], top, box[0] + _width(text, mark), top + _LINE), below + 1
+            ends = (d["x"], d["y"]), (box[0], top + _LINE / 2)
+            spot = place, [(x, y, x, y) for x, y in ends]
+        found, line = spot
+        taken.append(found)
+        lines += line
+        side = (found[0] + found[2]) / 2 - d["x"]  # text starts or ends where its mark is
+        anchor = "middle" if abs(side) < 1 else "start" if side > 0 or found[1] > box[3] else "end"
+        at = {"start": found[0], "middle": (found[0] + found[2]) / 2, "end": found[2]}[anchor]
+        placed[i] = {
+            "text": text,
+            "x": round(at, 1),
+            "anchor": anchor,
+            "y": round(found[3] - 4.0, 1),
+            "box": found,
+            "line": [round(v, 1) for v in (*line[0][:2], *line[-1][:2])] if line else None,
+        }
+    return placed, below
+
+
+def _width(text: str, mark: Mark) -> float:
+    return _ADVANCE * len(text) * (1.06 if mark.strong else 1.0)
+
+
+def _spot(
+    d: dict[str, Any], width: float, box: Box, reach: float, avoided: list[Box], taken: list[Box]
+) -> tuple[Box, list[Box]] | None:
+    """The nearest free place for a label, with the points of the line to it."""
+    for place, path in _around(d["x"], d["y"], width, box, reach):
+        free = not any(_overlap(place, other) for other in avoided)
+        if free and not any(_overlap(point, other) for point in path for other in taken):
+            return place, path
+    return None
+
+
+def _around(
+    x: float, y: float, width: float, box: Box, reach: float
+) -> Iterator[tuple[Box, list[Box]]]:
+    """Places for a label around a point, the nearest first."""
+    distances = (d for d in (9.0, 14.0, 20.0, 30.0, 42.0, 58.0, 80.0, 108.0) if d <= reach)
+    for distance in distances:
+        for turn in (0, 8, 12, 4, 15, 1, 9, 7, 14, 2, 10, 6, 13, 3, 11, 5):
+            angle = turn * math.pi / 8
+            cos, sin = math.cos(angle), math.sin(angle)
+            # Left and right of the mark by half the label's width; above and below by half its height.
+            middle = x + cos * distance + (width / 2) * max(-1.0, min(1.0, 1.5 * cos))
+            centre = y + sin * (distance + _LINE / 2)
+            place = (middle - width / 2, centre - _LINE / 2, middle + width / 2, centre + _LINE / 2)
+            if place[0] < box[0] + 2 or place[2] > box[2] - 2:
+                continue
+            if place[1] < box[1] + 1 or place[3] > box[3] - 1:
+                continue
+            yield place, _path(x, y, place) if distance > 20.0 else []
+
+
+def _path(x: float, y: float, place: Box) -> list[Box]:
+    """Points from a mark to the nearest point of its label."""
+    to_x, to_y = min(max(x, place[0]), place[2]), min(max(y, place[1]), place[3])
+    away = math.hypot(to_x - x, to_y - y)
+    points = []
+    steps = max(1, math.ceil(away / 8.0))  # closer than any label is high
+    for step in range(steps + 1):
+        at = _RADIUS / away + (1 - _RADIUS / away) * step / steps if away > _RADIUS else 1.0
+        px, py = x + at * (to_x - x), y + at * (to_y - y)
+        points.append((px, py, px, py))
+    return points
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+# --- cost
+
+
+def cost_plot(rows: Sequence[Choice]) -> dict[str, Any] | None:
+    """Seconds and bytes of every row on logarithmic scales, side by side; the most accurate row first."""
+    shown = sorted(
+        (row for row in rows if row.accuracy is not None), key=lambda row: -(row.accuracy or 0.0)
+    )
+    name_width, panel, gap, line = 250.0, 150.0, 70.0, 24.0
+    scales = []
+    for k, (unit, values, said) in enumerate(
+        (
+            ("time of one training", [row.seconds for row in shown], words.seconds),
+            ("bytes sent by all", [row.bytes for row in shown], words.size),
+        )
+    ):
+        known = [value for value in values if value]
+        if not known:
+            continue
+        low = math.floor(math.log10(min(known)) + 1e-9)
+        high = max(math.ceil(math.log10(max(known)) - 1e-9), low + 1)
+        left = name_width + k * (panel + gap)
+        step = max(1, math.ceil((high - low) / 3))
+        scales.append(
+            {
+                "unit": unit,
+                "left": left,
+                "right": left + panel,
+                "ticks": [
+                    {
+                        "at": round(left + panel * (t - low) / (high - low), 1),
+                        "label": said(10.0**t).replace(".0 s", " s"),
+                    }
+                    for t in range(low, high + 1, step)
+                ],
+                "dots": [
+                    {
+                        "at": round(left + panel * (math.log10(value) - low) / (high - low), 1),
+                        "says": said(value),
+                    }
+                    if value
+                    else None
+                    for value in values
+                ],
+            }
+        )
+    if not scales:
+        return None
+    return {
+        "width": name_width + 2 * panel + gap + 66.0,
+        "height": 46.0 + line * len(shown),
+        "base": 30.0 + line * len(shown),
+        "rows": [
+            {
+                "y": 30.0 + line * (i + 0.5),
+                "title": row.title,
+                "label": shortened(row.title),
+                "shape": SHAPES[row.kind],
+                "kind": row.kind,
+                "strong": row.kind == "protection" and row.efficient,
+                "place": i,
+            }
+            for i, row in enumerate(shown)
+        ],
+        "scales": scales,
+    }

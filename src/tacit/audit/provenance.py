@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +70,28 @@ def header(
         "seconds": round(seconds, 3),
         "seeded": seeded,
     }
+
+
+def plain(value: Any) -> Any:
+    """Settings as plain values: dataclasses become dicts, enums their values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def sources_digest(users: Sequence[object] = ()) -> str:
+    """A digest of the package's code and of the files that the user's own protections and attacks come from."""
+    root = Path(tacit.__file__).parent
+    paths = set(root.rglob("*.py"))
+    for item in users:
+        file = getattr(sys.modules.get(type(item).__module__), "__file__", None)
+        if file is not None:
+            paths.add(Path(file))
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from numbers import Integral, Real
 from pathlib import Path
@@ -20,13 +19,15 @@ from typing import Any
 
 import jinja2
 
-from tacit.audit import pictures, words
+from tacit.audit import decision, difference, export, pictures, words
+from tacit.audit.decision import Choice
+from tacit.audit.files import make_folder, write_file
 from tacit.audit.words import Result
-from tacit.core.errors import DataError, OutputError
+from tacit.core.errors import ConfigError, DataError
 
 SCHEMA = 1
 
-_UNPROTECTED = ("plain", "unprotected", "none")
+_SHOWN = 4  # reconstructions of a cell beside those of other protections; the rest are in the cell
 
 BASES = {
     "PROVED": "follows from the protocol under the stated assumptions",
@@ -56,22 +57,16 @@ def write_report(result: Result, folder: Path) -> None:
     plain = _plain({"schema": SCHEMA, **result}, "result")
     _check(plain, "the result")
     text = json.dumps(plain, ensure_ascii=False, allow_nan=False, indent=1)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"a folder to write the report in expected, {folder} cannot be one "
-            f"({error.strerror or error}): give another"
-        ) from error
-    _write(folder / "report.json", text + "\n")
-    _write(folder / "report.html", render_html(plain))
+    make_folder(folder)
+    write_file(folder / "report.json", text + "\n")
+    write_file(folder / "report.html", render_html(plain))
 
 
 def read_report(folder: Path) -> dict[str, Any]:
     """Read back what `write_report` wrote.
 
     Args:
-        folder: holds ``report.json``.
+        folder: holds ``report.json``; or such a file itself.
 
     Returns:
         The result; figures that are not finite are the strings "inf", "-inf" and "nan".
@@ -79,7 +74,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: there is no report, it is not a tacit report, or another version's.
     """
-    path = folder / "report.json"
+    path = folder if folder.is_file() else folder / "report.json"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -144,24 +139,6 @@ def _plain(value: object, path: str) -> Any:
     )
 
 
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        try:
-            with draft.open("x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}): free space, change its rights, "
-            "or give another folder"
-        ) from error
-
-
 # --- the page ---------------------------------------------------------------------------------
 
 
@@ -172,35 +149,86 @@ def render_html(result: Result) -> str:
         result: what ``tacit compare --json`` prints; what is missing in an unfinished run is shown
             as missing.
     """
-    source = resources.files("tacit.audit").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    return _rendered("report.html.j2", r=_page(result), bases=BASES)
+
+
+def render_reports(results: Sequence[Result]) -> str:
+    """Several reports, each of other data, as one self-contained page.
+
+    Args:
+        results: at least one.
+
+    Raises:
+        ConfigError: there is none, or two are of the same data.
+    """
+    names = [words.dataset(result) for result in results]
+    if not names:
+        raise ConfigError("at least one report expected, none came: give folders of tacit compare")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(
+            f"reports of different data expected, {names.count(twice[0])} are of {twice[0]!r}: give one "
+            "for each data set, or compare two with tacit report diff"
+        )
+    pages = [_page(result, f"d{i}-", most=_SHOWN) for i, result in enumerate(results)]
+    return _rendered(
+        "reports.html.j2", pages=pages, overview=_overview(results, pages), bases=BASES
     )
-    return environment.from_string(source).render(_page(result))
 
 
-def _page(result: Result) -> dict[str, Any]:
+def render_difference(found: Mapping[str, Any]) -> str:
+    """What `tacit.audit.difference.difference` found, as one self-contained page."""
+    return _rendered("difference.html.j2", d=difference.in_words(found))
+
+
+def _rendered(template: str, **values: object) -> str:
+    return _environment().get_template(template).render(states=words.STATES, **values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    folder = resources.files("tacit.audit")
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _page(result: Result, prefix: str = "", *, most: int | None = None) -> dict[str, Any]:
+    """All that the page says of one report.
+
+    Args:
+        result: a report.
+        prefix: begins every id, so that several reports fit in one page.
+        most: images of a cell that are shown; None shows all.
+    """
     attacks = list(result.get("attacks") or [])
     protections = words.protections(result)
-    scales = [pictures.scale(protections, attack) for attack in attacks]
+    chosen = decision.choices(result)
     rows = []
+    scales = [pictures.scale(protections, attack) for attack in attacks]
     for r, protection in enumerate(protections):
         cells = [
-            _cell_view(cell, attack, scale, f"cell-{r}-{a}")
+            _cell_view(cell, attack, scale, f"{prefix}{{}}-{r}-{a}", most)
             for a, (cell, attack, scale) in enumerate(
                 zip(words.cells(protection, attacks), attacks, scales, strict=True)
             )
         ]
-        rows.append(_row_view(protection, cells, f"protection-{r}"))
+        rows.append(_row_view(protection, cells, f"{prefix}protection-{r}"))
     columns = [
         {
-            "id": f"attack-{a}",
+            "id": f"{prefix}attack-{a}",
             "name": attack["name"],
-            "title": attack.get("title") or attack["name"],
+            "title": words.title(attack),
             "metric": words.metric(str(attack.get("metric") or "")),
             "explains": attack.get("explains"),
             "chance_means": attack.get("chance_means"),
+            "vantage": words.vantage(attack),
             "roc": pictures.roc_curves(protections, attack),
+            "roc_file": export.download(export.roc_table(result, attack), prefix),
+            "plot": pictures.attack_plot(chosen, protections, attack),
             "cells": [(row, row["cells"][a]) for row in rows],
             "pictured": [(row, row["cells"][a]) for row in rows if row["cells"][a]["images"]],
         }
@@ -208,20 +236,125 @@ def _page(result: Result) -> dict[str, Any]:
     ]
     shown = {cell["state"].slug for row in rows for cell in row["cells"]}
     return {
+        "prefix": prefix,
         "headline": _headline(result),
         "dataset": _dataset(result.get("dataset"), result.get("data")),
         "warnings": _warnings(result, rows),
         "seeded": bool(result.get("seeded")),
+        "seeds": _seeds(result.get("settings")),
         "attacks": columns,
         "rows": [row for row in rows if not row["control"]],
         "controls": [row for row in rows if row["control"]],
+        "decision": _decision_view(chosen, rows),
         "states": [state for state in words.STATES if state.slug in shown],
-        "rules": words.STATES[:4],
-        "bases": BASES,
+        "files": {
+            table.file: export.download(table, prefix)
+            for table in export.tables(result)
+            if not table.file.startswith("roc-")
+        },
         "facts": _facts(result),
         "settings": words.pairs(result.get("settings")),
         "machine": words.pairs(result.get("machine")),
     }
+
+
+def _decision_view(chosen: Sequence[Choice], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    said = decision.advice(chosen)
+    return {
+        **said,
+        "plot": pictures.decision_plot(chosen),
+        "cost": pictures.cost_plot(chosen),
+        "ids": [row["id"] for row in rows],
+        "shapes": pictures.SHAPES,
+        "attacks": len(rows[0]["cells"]) if rows else 0,
+        "rows": [
+            {
+                "number": choice.index + 1,
+                "title": choice.title,
+                "id": rows[choice.index]["id"],
+                "kind": choice.kind,
+                "efficient": choice.efficient,
+                "accuracy": words.percent(choice.accuracy),
+                "leak": words.figure(choice.leak),
+                "interval": words.interval(choice.leak_interval, "")
+                if choice.leak_interval
+                else "",
+                "worst": choice.worst or "none had access" if choice.leak is not None else "–",
+                "measured": choice.measured,
+                "seconds": words.seconds(choice.seconds),
+                "bytes": words.size(choice.bytes),
+            }
+            for choice in chosen
+        ],
+    }
+
+
+def _overview(results: Sequence[Result], pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Verdicts, worst leaks and accuracies over several reports: what stands in any of them, once."""
+    rows: dict[str, str] = {}
+    columns: dict[str, str] = {}
+    cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    ends: dict[str, list[dict[str, Any] | None]] = {}
+    for i, (result, page) in enumerate(zip(results, pages, strict=True)):
+        attacks = list(result.get("attacks") or [])
+        columns |= {
+            attack["name"]: words.title(attack)
+            for attack in attacks
+            if attack["name"] not in columns
+        }
+        views = {row["id"]: row for row in (*page["rows"], *page["controls"])}
+        for r, protection in enumerate(words.protections(result)):
+            if words.kind(protection) == "control":
+                continue
+            name = protection["name"]
+            rows.setdefault(name, words.title(protection))
+            view = views[f"{page['prefix']}protection-{r}"]
+            for attack, cell in zip(attacks, view["cells"], strict=True):
+                found = cells.setdefault((name, attack["name"]), [])
+                found.append({"data": page["dataset"]["name"], "at": i, "cell": cell})
+            ends.setdefault(name, [None] * len(results))[i] = page["decision"]["rows"][r]
+    return {
+        "names": [page["dataset"]["name"] for page in pages],
+        "attacks": list(columns.values()),
+        "rows": [
+            {
+                "title": title,
+                "cells": [
+                    _counted(cells.get((name, attack), []), len(results)) for attack in columns
+                ],
+                "ends": ends[name],
+            }
+            for name, title in rows.items()
+        ],
+    }
+
+
+def _counted(found: Sequence[Mapping[str, Any]], of: int) -> dict[str, Any]:
+    """A cell over several data sets: a sign for each, and how many of which verdict."""
+    signs: list[dict[str, Any] | None] = [None] * of
+    for item in found:
+        state = item["cell"]["state"]
+        signs[item["at"]] = {
+            "state": state,
+            "id": item["cell"]["tile"],
+            "says": f"{item['data']}: {state.word}",
+        }
+    slugs = [item["cell"]["state"].slug for item in found]
+    leaking, tried = slugs.count("leaks"), sum(slug not in ("absent", "failed") for slug in slugs)
+    return {
+        "signs": signs,
+        "slug": "leaks" if leaking else "",
+        "says": f"leaks on {leaking} of {tried}" if tried else "not run",
+    }
+
+
+def _seeds(settings: object) -> list[int]:
+    """The seeds that a run pooled, if it says so."""
+    said = settings if isinstance(settings, Mapping) else {}
+    first, count = said.get("seed"), said.get("seeds")
+    if not isinstance(first, int) or not isinstance(count, int) or not 0 < count <= 1000:
+        return []
+    return list(range(first, first + count))
 
 
 def _row_view(protection: Result, cells: list[Any], ident: str) -> dict[str, Any]:
@@ -230,7 +363,7 @@ def _row_view(protection: Result, cells: list[Any], ident: str) -> dict[str, Any
     return {
         "id": ident,
         "name": protection["name"],
-        "title": protection.get("title") or protection["name"],
+        "title": words.title(protection),
         "paper": protection.get("paper"),
         "control": bool(protection.get("control")),
         "accuracy": words.percent(protection.get("accuracy")),
@@ -262,7 +395,7 @@ def _row_view(protection: Result, cells: list[Any], ident: str) -> dict[str, Any
         "claims": [_claim_view(claim) for claim in protection.get("claims") or []],
         "opened": protection.get("opened"),
         "opened_to": words.said(protection["opened_to"]) if protection.get("opened_to") else None,
-        "unprotected": _unprotected(protection) and not protection.get("control"),
+        "unprotected": words.kind(protection) == "unprotected",
         "settings": words.pairs(protection.get("settings")),
         "cells": cells,
     }
@@ -283,48 +416,66 @@ def _claim_view(claim: Result) -> dict[str, Any]:
 
 
 def _cell_view(
-    cell: Result | None, attack: Result, scale: tuple[float, float] | None, ident: str
+    cell: Result | None,
+    attack: Result,
+    scale: tuple[float, float] | None,
+    ident: str,
+    most: int | None,
 ) -> dict[str, Any]:
     state = words.state(cell)
     cell = cell or {}
     metric = str(cell.get("metric") or attack.get("metric") or "")
     measured = words.measured(cell)
-    images = []
-    for i, pair in enumerate((cell.get("figures") or {}).get("images") or []):
-        images.append(
-            {
-                "caption": pair.get("caption") or f"record {i + 1}",
-                "original": pictures.png_address(pair.get("original")),
-                "reconstruction": pictures.png_address(pair.get("reconstruction")),
-            }
-        )
+    pairs = list((cell.get("figures") or {}).get("images") or [])
+    images = [
+        {
+            "caption": pair.get("caption") or f"record {i + 1}",
+            "original": pictures.png_address(pair.get("original")),
+            "reconstruction": pictures.png_address(pair.get("reconstruction")),
+        }
+        for i, pair in enumerate(pairs[:most])
+    ]
     heat = 0
     chance = cell.get("chance")
     if state.slug == "leaks" and measured and scale and words.is_number(chance):
         reach = (cell["value"] - chance) / (scale[1] - chance) if scale[1] > chance else 1.0
         heat = 1 + (reach > 1 / 3) + (reach > 2 / 3)
-    return {
-        "id": ident,
-        "state": state,
-        "heat": heat,
-        "attack": attack.get("title") or attack["name"],
+    leak = words.above_chance(cell.get("value"), cell)
+    figures = {
         "metric": words.metric(metric),
         "value": words.figure(cell.get("value"), metric) if measured else None,
-        "interval": words.interval(cell.get("interval"), metric) if cell.get("interval") else None,
+        "95 % interval": words.interval(cell["interval"], metric)
+        if measured and cell.get("interval")
+        else None,
         "chance": words.figure(chance, metric) if chance is not None else None,
+        "leak above chance": words.figure(leak) if measured and leak is not None else None,
+        "sample size": words.count(cell["n"]) if cell.get("n") else None,
+        "queries": words.count(cell["queries"]) if words.is_number(cell.get("queries")) else None,
+        "took": words.seconds(cell["seconds"]) if cell.get("seconds") else None,
+    }
+    saw = cell.get("saw")
+    return {
+        "id": ident.format("cell"),
+        "tile": ident.format("tile"),
+        "shots": ident.format("shots"),
+        "state": state,
+        "heat": heat,
+        "attack": words.title(attack),
+        "figures": [(label, text) for label, text in figures.items() if text is not None],
+        "value": figures["value"],
+        "interval": figures["95 % interval"],
         "bar": pictures.bar(cell, scale) if measured and scale else None,
-        "n": words.count(cell.get("n")),
-        "seconds": words.seconds(cell.get("seconds")),
         "why": cell.get("why"),
         "error": cell.get("error"),
+        "saw": words.pairs(saw) if isinstance(saw, Mapping) else [],
+        "saw_said": None if saw is None or isinstance(saw, Mapping) else words.said(saw),
+        "attack_settings": words.pairs(cell.get("attack_settings")),
         "knowledge": words.pairs(cell.get("knowledge")),
         "details": words.pairs(cell.get("details")),
-        "images": images,
+        "images": images[:_SHOWN],
+        "more_images": images[_SHOWN:],
+        "left_out": len(pairs) - len(images),
     }
-
-
-def _unprotected(protection: Result) -> bool:
-    return bool(protection.get("unprotected")) or protection["name"] in _UNPROTECTED
 
 
 def _headline(result: Result) -> str:
@@ -333,7 +484,7 @@ def _headline(result: Result) -> str:
     everyone = [p for p in words.protections(result) if not p.get("control")]
     if not attacks or not everyone:
         return "Nothing was measured."
-    unprotected = [p for p in everyone if _unprotected(p)]
+    unprotected = [p for p in everyone if words.kind(p) == "unprotected"]
     if not unprotected:
         return "No unprotected row was run, so nothing in this comparison can be called contained."
     plainly = {
@@ -354,12 +505,12 @@ def _headline(result: Result) -> str:
     said += " without protection."
     held, shut_out = [], False
     for protection in everyone:
-        if _unprotected(protection):
+        if words.kind(protection) == "unprotected":
             continue
         slugs = [words.state(cell).slug for cell in words.cells(protection, worked)]
         shut_out = shut_out or "no-access" in slugs
         count = slugs.count("contained") + slugs.count("no-access")
-        held.append((count, str(protection.get("title") or protection["name"])))
+        held.append((count, words.title(protection)))
     if not held:
         return said
     verb = "contained or shut out" if shut_out else "contained"

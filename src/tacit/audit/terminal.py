@@ -1,15 +1,16 @@
-"""The matrix of a comparison as a table for the terminal."""
+"""A comparison, and the difference between two, as tables for the terminal."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from tacit.audit import words
+from tacit.audit import difference, words
 from tacit.audit.words import Result
 
 
@@ -90,3 +91,65 @@ def _broken(name: str, width: int = 14) -> str:
             lines.append("")
         lines[-1] += part
     return "\n".join(lines)
+
+
+def difference_table(found: Mapping[str, Any], *, width: int = 100) -> Table:
+    """Two reports, compared, for a terminal.
+
+    Args:
+        found: what `tacit.audit.difference.difference` found.
+        width: columns of the terminal.
+    """
+    said = difference.in_words(found)
+    whole = Table.grid(padding=(0, 0, 1, 0))
+    top = Text(words.printable(said["headline"]), style="bold")
+    top.append(f"\nbefore: {words.printable(said['before'])}", style="default not bold")
+    top.append(f"\nafter:  {words.printable(said['after'])}", style="default not bold")
+    whole.add_row(top)
+    if said["unfair"]:
+        reasons = "\n".join(f"- {words.printable(reason)}" for reason in said["unfair"])
+        whole.add_row(Text(f"Not a like-for-like comparison:\n{reasons}", style="yellow"))
+    if said["cells"]:
+        cells = _narrow("protection", "attack", "change", "before", "after")
+        for cell in said["cells"]:
+            change = Text(cell["said"], style=_CHANGE_STYLES[cell["change"]])
+            change.append("\nmoved" if cell["moved"] and "moved" not in cell["said"] else "")
+            sides = [_side(cell[side]) for side in ("before", "after")]
+            names = (Text(_broken(cell[key])) for key in ("protection", "attack"))
+            cells.add_row(*names, change, *sides)
+        whole.add_row(cells)
+    for sentence in said["only"]:
+        whole.add_row(Text(words.printable(sentence)))
+    if said["rows"]:
+        rows = _narrow("protection", "accuracy", "time", "sent", "")
+        for row in said["rows"]:
+            pairs = [" → ".join(row[key]) for key in ("accuracy", "seconds", "bytes")]
+            moved = "accuracy moved" if row["moved"] else ""
+            rows.add_row(Text(_broken(row["protection"])), *pairs, moved)
+        whole.add_row(rows)
+    if said["unlike"]:
+        unlike = _narrow("of", "setting that differs", "before", "after")
+        for item in said["unlike"]:
+            keys = ("where", "setting", "before", "after")
+            unlike.add_row(*(Text(words.printable(item[key])) for key in keys))
+        whole.add_row(unlike)
+    whole.width = width
+    return whole
+
+
+_CHANGE_STYLES = {"worse": "bold red", "lost": "bold magenta", "better": "blue", "other": "default"}
+
+
+def _narrow(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(Text(column), overflow="fold")
+    return table
+
+
+def _side(side: Mapping[str, Any]) -> Text:
+    state = side["state"]
+    text = Text(f"{state.symbol} {state.word}", style=state.style)
+    if side["value"]:
+        text.append(f"\n{side['value']} {side['interval']}", style="dim not bold")
+    return text

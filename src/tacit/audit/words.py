@@ -75,8 +75,16 @@ STATES = (
         style="dim",
     ),
 )
-_BY_SLUG = {state.slug: state for state in STATES}
+BY_SLUG = {state.slug: state for state in STATES}
 VERDICTS = ("leaks", "contained", "inconclusive", "no-access")
+
+_UNPROTECTED = ("plain", "unprotected", "none")
+_VANTAGES = {
+    "server": "It stands at the server and works on what the server receives.",
+    "participant": "It is one of the participants and works on what a participant receives.",
+    "scores": "It asks the released model and gets the score of every class.",
+    "labels": "It asks the released model and gets the most likely label, without scores.",
+}
 
 
 def protections(result: Result) -> list[Any]:
@@ -90,14 +98,58 @@ def cells(protection: Result, attacks: Iterable[Result]) -> list[Any]:
     return [found.get(attack["name"]) for attack in attacks]
 
 
+def kind(protection: Result) -> str:
+    """What a row is: ``control``, ``unprotected`` or ``protection``."""
+    if protection.get("control"):
+        return "control"
+    bare = protection.get("unprotected") or protection["name"] in _UNPROTECTED
+    return "unprotected" if bare else "protection"
+
+
+def title(thing: Result) -> str:
+    """What a row or a column is called."""
+    return str(thing.get("title") or thing["name"])
+
+
+def vantage(attack: Result) -> str | None:
+    """One sentence on where an adversary stands, from the part of the attack's name after ``@``."""
+    where = str(attack["name"]).partition("@")[2]
+    return _VANTAGES.get(where, f"It stands at: {where}.") if where else None
+
+
+def above_chance(value: object, cell: Result) -> float | None:
+    """How far a cell's figure lies above chance, where 1 is a complete leak; negative below chance.
+
+    Only shares and areas under a curve can be compared so: (value - chance) / (1 - chance).
+    """
+    chance = cell.get("chance")
+    if not is_number(value) or not is_number(chance):
+        return None
+    if not 0 <= value <= 1 or not 0 <= chance < 1 or str(cell.get("metric")).endswith("_db"):
+        return None
+    return (value - chance) / (1 - chance)
+
+
+def dataset(result: Result) -> str:
+    """The name of the data that a comparison ran on."""
+    said = result.get("dataset")
+    name = said.get("name") if isinstance(said, Mapping) else said
+    return str(name or "unnamed data")
+
+
+def leaks_somewhere(protection: Result) -> bool:
+    """Whether any attack leaks on a row."""
+    return any(state(cell).slug == "leaks" for cell in (protection.get("cells") or {}).values())
+
+
 def state(cell: Result | None) -> State:
     """How a cell is shown: its verdict, or why it has none."""
     if not cell:
-        return _BY_SLUG["absent"]
+        return BY_SLUG["absent"]
     if cell.get("error"):
-        return _BY_SLUG["failed"]
+        return BY_SLUG["failed"]
     found = cell.get("verdict")
-    return _BY_SLUG[found if found in VERDICTS else "absent"]
+    return BY_SLUG[found if found in VERDICTS else "absent"]
 
 
 def measured(cell: Result) -> bool:

@@ -31,6 +31,7 @@ class Settings:
         population: records from which adversaries (three fifths) and the evaluator (two fifths) learn.
         split: how records are split among owners: "iid", or "label" (each owner holds few labels).
         hidden: hidden units of the target network.
+        pool: images are averaged over squares of so many pixels a side, to make large ones affordable.
         seeds: independent repetitions.
         seed: the first of them.
     """
@@ -41,18 +42,19 @@ class Settings:
     population: int = 990
     split: str = "iid"
     hidden: int = 32
+    pool: int = 1
     seeds: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:
         if (
-            min(self.records, self.hidden, self.seeds) < 1
+            min(self.records, self.hidden, self.seeds, self.pool) < 1
             or self.owners < 2
             or self.population < 100
         ):
             raise ConfigError(
-                "records, hidden and seeds of at least 1, 2 owners and a population of at least 100 expected, got "
-                f"{self.records}, {self.hidden}, {self.seeds}, {self.owners} and {self.population}"
+                "records, hidden, seeds and pool of at least 1, 2 owners and a population of at least 100 expected, got "
+                f"{self.records}, {self.hidden}, {self.seeds}, {self.pool}, {self.owners} and {self.population}"
             )
         if self.split not in ("iid", "label"):
             raise UnknownName("way to split", self.split, ("iid", "label"))
@@ -110,6 +112,9 @@ def deal(data: DataSet, settings: Settings, seed: int) -> World:
     labels = torch.cat([data.labels_train, data.labels_test])
     order = torch.randperm(len(inputs), generator=generator)[: _rows_needed(settings)]
     inputs, labels = inputs[order], labels[order]
+    if settings.pool > 1:
+        inputs = nn.functional.avg_pool2d(inputs, settings.pool)
+    shape = tuple(inputs.shape[1:])
     own = settings.owners * settings.records
     if settings.split == "label":
         parts = split_by_label(labels[:own], settings.owners, generator)
@@ -120,9 +125,9 @@ def deal(data: DataSet, settings: Settings, seed: int) -> World:
     return World(
         task=Task(
             name=data.name,
-            start=mlp(data.input_shape, (settings.hidden,), data.classes, generator=generator),
+            start=mlp(shape, (settings.hidden,), data.classes, generator=generator),
             shards=shards,
-            input_shape=data.input_shape,
+            input_shape=shape,
             classes=data.classes,
             seed=seed,
         ),
@@ -147,9 +152,11 @@ def check_rows(data: DataSet, settings: Settings) -> None:
     """Raise unless the data set has as many rows as the settings need.
 
     Raises:
-        ConfigError: with both numbers.
+        ConfigError: with both numbers; or there are no images to pool.
     """
     have, need = len(data.inputs_train) + len(data.inputs_test), _rows_needed(settings)
+    if settings.pool > 1 and len(data.input_shape) != 3:
+        raise ConfigError(f"pool averages images; the records of {data.name} are rows: use 1")
     if need > have:
         raise ConfigError(
             f"{settings.owners} owners of {settings.records} records, as many non-members and a population of "
@@ -158,7 +165,9 @@ def check_rows(data: DataSet, settings: Settings) -> None:
 
 
 def train_judge(inputs: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> Judge:
-    """An evaluator: a convolutional net with a class for junk, trained on four fifths of the records given.
+    """An evaluator with a class for junk, trained on four fifths of the records given.
+
+    It is convolutional for images, and has two wide hidden layers for the rows of a table.
 
     Junk is uniform noise, records with their pixels shuffled, and noise around the mean record: a plain classifier would
     call such images some class with confidence.
@@ -173,7 +182,12 @@ def train_judge(inputs: Tensor, labels: Tensor, classes: int, generator: torch.G
     junk = torch.where(mask[0], noise, torch.where(mask[1], shuffled, around))
     everything = torch.cat([inputs[:cut], junk[:cut]])
     answers = torch.cat([labels[:cut], torch.full((cut,), classes)])
-    model = cnn(tuple(inputs.shape[1:]), classes + 1, width=8, generator=generator)
+    shape = tuple(inputs.shape[1:])
+    model: nn.Module
+    if len(shape) == 3:
+        model = cnn(shape, classes + 1, width=8, generator=generator)
+    else:
+        model = mlp(shape, (256, 128), classes + 1, generator=generator)
     fit(
         model,
         everything,

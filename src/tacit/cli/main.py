@@ -20,6 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import tacit
+from tacit.cli.data import data_app
+from tacit.cli.report import app as report_app
 from tacit.core.errors import TacitError, UnknownName
 
 app = typer.Typer(
@@ -29,8 +31,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Data sets: what is known and what is at hand.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(report_app, name="report")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Quick = Annotated[
@@ -159,19 +161,31 @@ def papers(
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help="What to rerun: leakage.")],
+    name: Annotated[str, typer.Argument(help="What to rerun: a paper's number (3), or leakage.")],
     quick: Quick = False,
+    full: Annotated[bool, typer.Option("--full", help="Also what takes long.")] = False,
     seed: int = 0,
+    out: Annotated[Path, typer.Option(help="Folder in which finished trainings are kept.")] = Path(
+        "tacit-reproduce"
+    ),
     as_json: Json = False,
 ) -> None:
-    """Rerun a headline result on its data and print the paper's figure beside ours."""
+    """Rerun a headline result on its data and print the paper's figure beside ours.
+
+    Ctrl-C keeps the trainings that are finished; the same command goes on from there.
+    """
+    from tacit.audit.figures import Effort
     from tacit.audit.provenance import header
     from tacit.audit.reproduce import reproduce as run_reproduce
 
     start = time.perf_counter()
-    result = run_reproduce(name, quick=quick, seed=seed, progress=_say)
+    effort = Effort(quick=quick, full=full, seed=seed, folder=out, progress=_say)
+    result = run_reproduce(name, effort)
     said = header(
-        "reproduce", {"quick": quick, "seed": seed}, time.perf_counter() - start, seeded=False
+        "reproduce",
+        {"quick": quick, "full": full, "seed": seed},
+        time.perf_counter() - start,
+        seeded=bool(result.get("seeded")),
     )
     figures: Any = result["figures"]
     if as_json:
@@ -222,32 +236,6 @@ def bench(
             f"{row['tacit']:.4g}",
             row["peer"] or "—",
             f"{row['ratio'] or '—'}",
-        )
-    Console().print(table)
-
-
-@data_app.command("list")
-def data_list(as_json: Json = False) -> None:
-    """The data sets that tacit knows, and whether they are at hand."""
-    from tacit.audit.provenance import header
-    from tacit.nn.data import available
-
-    listings = available()
-    if as_json:
-        entries = [
-            {f.name: getattr(listing, f.name) for f in fields(listing)} for listing in listings
-        ]
-        _print_json({**header("data list", {}, 0.0, seeded=False), "datasets": entries})
-        return
-    table = Table("name", "rows (train + test)", "shape", "classes", "at hand", "where")
-    for item in listings:
-        table.add_row(
-            item.name,
-            f"{item.rows_train} + {item.rows_test}",
-            " x ".join(map(str, item.input_shape)),
-            str(item.classes),
-            "yes" if item.present else "no",
-            item.where if item.present else item.why_not,
         )
     Console().print(table)
 

@@ -22,6 +22,8 @@
     ├── BudgetExhausted        no queries or no privacy budget left
     └── NotEnoughEvidence      a figure was asked for that the sample cannot support
 
+What only deserves a word is a `TacitWarning`.
+
 A message says what was expected, what came, from which role and round, and what to do. It never holds a secret.
 """
 

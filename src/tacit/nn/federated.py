@@ -235,7 +235,7 @@ def _float(array: Array) -> FloatArray:
     return np.asarray(array, np.float32)
 
 
-def honest_work(  # noqa: PLR0913 - the settings of SGD, each by name
+def honest_work(
     task: Task,
     share: Share,
     *,

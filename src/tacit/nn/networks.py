@@ -154,7 +154,8 @@ def tanh_cnn(
         generator: draws the parameters.
 
     Raises:
-        ConfigError: ``input_shape`` is not (channels, height, width) of at least 17 pixels each way, or a size is not positive.
+        ConfigError: ``input_shape`` is not (channels, height, width) of at least 17 pixels each
+            way, or a size is not positive.
 
     Source: Shokri, Shmatikov, "Privacy-preserving deep learning", CCS 2015, section 6.2 (recalled).
     """
