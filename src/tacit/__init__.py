@@ -12,19 +12,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Coins", "__version__", "compare"]
+__all__ = ["Coins", "__version__", "compare", "train"]
 
 if TYPE_CHECKING:
-    from tacit.catalogue import compare
+    from tacit.catalogue import compare, train
     from tacit.core.coins import Coins
 
 
 def __getattr__(name: str) -> object:
     """Load public names on first use, so that ``import tacit`` and ``tacit --help`` stay quick."""
-    if name == "compare":
-        from tacit.catalogue import compare  # noqa: PLC0415
+    if name in ("compare", "train"):
+        from tacit import catalogue  # noqa: PLC0415
 
-        return compare
+        return getattr(catalogue, name)
     if name == "Coins":
         from tacit.core.coins import Coins  # noqa: PLC0415
 

@@ -155,6 +155,24 @@ def test_the_steps_trade_accuracy_for_leak():
     )
 
 
+def test_a_row_more_accurate_than_the_reference_is_a_step_whatever_it_leaks():
+    found = choices(
+        report(row("bare", 0.9, 0.2, unprotected=True), row("exact", 0.95, 0.6), row("dim", 0.8, 0.5, 0.1))
+    )  # fmt: skip
+    said = advice(found)
+    assert [(step["row"].name, step["lead"]) for step in said["steps"]] == [
+        ("exact", "To lose no accuracy")
+    ]
+    assert [choice.name for choice in said["cheaper"]] == ["dim"]  # bare is better but for the cost
+
+
+def test_a_long_name_keeps_both_ends():
+    name = "Selective SGD with sparse vector noise, much of it"
+    short = pictures.shortened(name)
+    assert len(short) <= 38 and short.startswith("Selective SGD") and short.endswith("much of it")
+    assert pictures.shortened("Local DP") == "Local DP"
+
+
 def test_points_lost_are_never_understated():
     one, other = choices(report(row("a", 0.9012, 0.1), row("b", 0.96, 1.0, unprotected=True)))
     assert decision.lost_points(one, other) == 5.9  # 5.88
@@ -185,8 +203,8 @@ def test_labels_cover_neither_each_other_nor_a_mark(count, crowded):
     for one, other in itertools.combinations(labels, 2):
         assert not overlap(one, other)
     for label in labels:
-        assert 0 <= label[0] and label[2] <= plot["width"]
-        assert 0 <= label[1] and label[3] <= plot["height"]
+        assert label[0] >= 0 and label[2] <= plot["width"]
+        assert label[1] >= 0 and label[3] <= plot["height"]
         for mark in plot["marks"]:
             x, y = mark["x"], mark["y"]
             assert not overlap(label, (x - 6, y - 6, x + 6, y + 6))
@@ -215,18 +233,18 @@ def test_an_attack_alone_shows_what_lies_below_chance(real):
     plot = pictures.attack_plot(found, real["protections"], attack)
     assert plot["zero"] is not None and len(plot["marks"]) == len(found)
     for mark, protection in zip(plot["marks"], real["protections"], strict=True):
-        leak = words.above_chance(protection["cells"][attack["name"]]["value"], protection["cells"][attack["name"]])  # fmt: skip
+        cell = protection["cells"][attack["name"]]
+        leak = words.above_chance(cell["value"], cell)
         assert (mark["x"] > plot["zero"]) == (leak > 0)
 
 
 def test_costs_are_drawn_on_logarithms_and_written_beside(real):
     found = choices(real)
     plot = pictures.cost_plot(found)
-    assert [r["title"] for r in plot["rows"]] == [
-        c.title for c in sorted(found, key=lambda c: -c.accuracy)
-    ]
+    ordered = sorted(found, key=lambda choice: -choice.accuracy)
+    assert [row["title"] for row in plot["rows"]] == [choice.title for choice in ordered]
     for scale, say in zip(plot["scales"], (words.seconds, words.size), strict=True):
-        values = [c.seconds if say is words.seconds else c.bytes for c in sorted(found, key=lambda c: -c.accuracy)]  # fmt: skip
+        values = [c.seconds if say is words.seconds else c.bytes for c in ordered]
         assert [dot["says"] for dot in scale["dots"]] == [say(value) for value in values]
         at = sorted((value, dot["at"]) for value, dot in zip(values, scale["dots"], strict=True))
         assert [x for _, x in at] == sorted(x for _, x in at)

@@ -103,9 +103,17 @@ def spectral_recovery(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
     Returns:
         (d,).
 
+    Raises:
+        ConfigError: the shapes do not belong together.
+
     Source: Phong et al., section 3, for the rank; Eckart, Young, "The approximation of one matrix by another of lower rank",
     Psychometrika 1936, for the fit.
     """
+    if weight_gradient.dim() != 2 or weight_gradient.shape[:1] != bias_gradient.shape:
+        raise ConfigError(
+            "gradients of a layer's weight (units, d) and bias (units,) expected, shapes "
+            f"{tuple(weight_gradient.shape)} and {tuple(bias_gradient.shape)} came"
+        )
     matrix = torch.cat([weight_gradient, bias_gradient[:, None]], 1)
     record: Tensor = torch.linalg.svd(matrix, full_matrices=False).Vh[0, :-1]
     record *= torch.where(record.sum() < 0, -1.0, 1.0)

@@ -121,6 +121,8 @@ class Measurement:
         interval: of the figure.
         knowledge: what the adversary knew.
         why: one sentence on how it came about.
+        saw: what the adversary had before it.
+        queries: how often it asked the model; None where it asked nothing.
         details: further figures.
         figures: images and curves for the report.
     """
@@ -134,6 +136,8 @@ class Measurement:
     interval: tuple[float, float] = (0.0, 1.0)
     knowledge: dict[str, object] = field(default_factory=dict)
     why: str = ""
+    saw: dict[str, object] = field(default_factory=dict)
+    queries: int | None = None
     details: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -217,6 +221,7 @@ class ExposureAt:
         observation = trial.observation(role)
         if observation.empty:
             return Measurement(metric=self.metric, access=False, why="the role receives nothing")
+        saw = _saw(observation, trial.run.views[role])
         knowledge = Knowledge(input_shape=trial.task.input_shape)
         rows = PlaintextExposure().recover(RoleView(observation), knowledge)
         own = len(trial.task.shards[role.index][0]) if role != SERVER else 0
@@ -230,6 +235,7 @@ class ExposureAt:
             n=len(others),
             interval=statistics.clopper_pearson(hits, len(others)),
             knowledge=knowledge.described(),
+            saw=saw,
             why=f"{hits} of {len(others)} records found among {len(rows)} rows of the observation",
         )
 
@@ -265,6 +271,7 @@ class LeakageAt:
         observation = trial.observation(role)
         if observation.empty:
             return Measurement(metric=self.metric, access=False, why="the role receives nothing")
+        saw = _saw(observation, trial.run.views[role])
         knowledge = Knowledge(
             architecture=trial.task.start,
             input_shape=trial.task.input_shape,
@@ -275,7 +282,9 @@ class LeakageAt:
                 RoleView(observation), knowledge, trial.generator(self.name)
             )
         except NotEnoughEvidence as reason:
-            return Measurement(metric=self.metric, knowledge=knowledge.described(), why=str(reason))
+            return Measurement(
+                metric=self.metric, knowledge=knowledge.described(), saw=saw, why=str(reason)
+            )
         truth = _Truth(trial, role)
         behind = [truth.records(item.update) for item in leaked]
         control = [truth.others(item.update) for item in leaked]
@@ -296,10 +305,31 @@ class LeakageAt:
             chance=chance,
             interval=statistics.clustered_interval(counts),
             knowledge=knowledge.described() | _told(leaked[0].update),
+            saw=saw,
             why=_story(leaked, n),
             details=_details(leaked, behind, trial, chance=misses / others if others else None),
             figures={"images": _pictures(leaked, behind, trial)},
         )
+
+
+def _saw(observation: Observation, view: View) -> dict[str, object]:
+    """An observation in numbers."""
+    found: dict[str, object] = {
+        "messages received in all": view.messages,
+        "bytes received in all": view.received,
+        "updates of single owners": len(observation.updates),
+        "means of several owners' updates": len(observation.aggregates),
+        "models": len(observation.outputs),
+        "other arrays": len(observation.intermediates),
+    }
+    updates = observation.updates or observation.aggregates
+    if updates and updates[0].seen is not None:
+        seen, of = (
+            sum(int(part.sum()) for part in updates[0].seen),
+            sum(part.size for part in updates[0].seen),
+        )
+        found["of the first update"] = f"{seen} of {of} values"
+    return {name: value for name, value in found.items() if value}
 
 
 class _Truth:
@@ -454,7 +484,7 @@ def _pixels(image: Tensor) -> list[Any]:
 
 
 def _rounded(value: float | list[float]) -> Any:
-    return [round(v, 3) for v in value] if isinstance(value, list) else round(value, 3)
+    return [round(v, 2) for v in value] if isinstance(value, list) else round(value, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -511,7 +541,9 @@ class MembershipFrom:
             chance=0.5,
             interval=statistics.auc_interval(inside, outside),
             knowledge=knowledge.described(),
-            why=f"{len(inside)} members against {len(outside)} non-members, {access.counter.spent} queries",
+            why=f"{len(inside)} members against {len(outside)} non-members",
+            saw={"released model": f"its {self.vantage} for any record"},
+            queries=access.counter.spent,
             details=_at_threshold(self.attack.threshold, inside, outside)
             | _low_rates(inside, outside),
             figures={"roc": _thinned(fpr.tolist(), tpr.tolist())},
@@ -573,6 +605,8 @@ def pooled(measurements: Sequence[Measurement]) -> Measurement:
         chance=chance,
         interval=interval,
         knowledge=first.knowledge,
+        saw=first.saw,
+        queries=first.queries,
         why=f"{first.why}; {len(valid)} seeds pooled, the further figures are the first seed's",
         details=details,
         figures=first.figures,

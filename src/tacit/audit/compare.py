@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -470,11 +470,19 @@ def _cell(kept: Iterable[Mapping[str, Any]], plan: Plan) -> dict[str, Any]:
         "verdict": None if joined.access else "no-access",
         "knowledge": joined.knowledge,
         "why": joined.why,
+        "saw": joined.saw,
+        "attack_settings": _settings_of(plan),
+        "queries": joined.queries,
         "seconds": round(sum(cell["seconds"] for cell in found), 3),
         "error": None,
         "details": joined.details,
         "figures": joined.figures,
     }
+
+
+def _settings_of(plan: Plan) -> dict[str, Any]:
+    described = plain(plan)  # a plan of the user's need not be a dataclass
+    return {k: v for k, v in described.items() if k != "title"} if is_dataclass(plan) else {}
 
 
 def judge_cells(rows: Sequence[Row], cells: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:

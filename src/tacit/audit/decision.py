@@ -150,19 +150,21 @@ def advice(rows: Sequence[Choice]) -> dict[str, Any]:
 
     Returns:
         ``baseline``: the sentence on the reference, the most accurate unprotected row; ``steps``: the rows, none beaten
-        and none a control, that leak less than the reference and all that keep more accuracy, each as ``lead`` (what it
-        costs in accuracy), ``row`` and ``rest``. Then the protections that are no step: ``cheaper`` (beaten by none for
+        and none a control, that leak less than all that are as accurate or more, each as ``lead`` (what it costs in
+        accuracy), ``row`` and ``rest``. Then the protections that are no step: ``cheaper`` (beaten by none for
         their cost), ``beaten``, and ``unjudged`` (a figure is missing).
     """
     protections = [row for row in rows if row.kind == "protection"]
     bare = [row for row in rows if row.kind == "unprotected" and row.accuracy is not None]
     reference = max(bare, key=lambda row: row.accuracy or 0.0, default=None)
     steps: list[dict[str, Any]] = []
-    least = math.inf if reference is None or reference.leak is None else reference.leak
-    efficient = [row for row in rows if row.efficient and row is not reference]
+    least = math.inf
+    efficient = [row for row in rows if row.efficient or row is reference]
     for row in sorted(efficient, key=lambda row: (-(row.accuracy or 0.0), row.leak or 0.0)):
-        if row.leak is not None and row.leak < least:
-            least = row.leak
+        if row.leak is None or row.leak >= least:
+            continue
+        least = row.leak
+        if row is not reference:
             steps.append({"lead": _lead(row, reference), "row": row, "rest": _sized(row)})
     chosen = [step["row"] for step in steps]
     return {

@@ -10,7 +10,7 @@ import base64
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,18 @@ def roc_table(result: Result, attack: Result) -> Table:
         about=f"One row a point of a protection's ROC curve under {words.title(attack)}.",
         columns=("protection", "false_positive_rate", "true_positive_rate"),
         rows=rows,
+    )
+
+
+def joined(results: Sequence[Result], table: Callable[[Result], Table]) -> Table:
+    """One table of several reports, the data set in front."""
+    each = [(words.dataset(result), table(result)) for result in results]
+    first = each[0][1]
+    return Table(
+        file=f"all-{first.file}",
+        about=first.about,
+        columns=("dataset", *first.columns),
+        rows=[(name, *row) for name, found in each for row in found.rows],
     )
 
 

@@ -153,6 +153,7 @@ class Mark:
         along: the ends of its interval along y.
         kind: protection, unprotected or control: its shape.
         label: written beside it.
+        title: the row's, in full.
         says: the whole of it in a sentence.
         strong: filled, its label in bold.
         row: the row's place in the report.
@@ -164,6 +165,7 @@ class Mark:
     along: tuple[float, float] | None = None
     kind: str
     label: str
+    title: str
     says: str
     strong: bool = False
     row: int
@@ -198,6 +200,7 @@ def decision_plot(rows: Sequence[Choice]) -> dict[str, Any] | None:
                 along=row.accuracy_interval,
                 kind=row.kind,
                 label=shortened(row.title),
+                title=row.title,
                 says=f"{row.title} ({row.kind}): worst leak {words.figure(row.leak)}{worst}; "
                 f"accuracy {words.percent(row.accuracy)}",
                 strong=row.kind == "protection" and row.efficient,
@@ -225,6 +228,7 @@ def attack_plot(rows: Sequence[Choice], protections: Sequence[Result], attack: R
                 along=row.accuracy_interval,
                 kind=row.kind,
                 label=str(row.index + 1),
+                title=row.title,
                 says=f"{row.index + 1}, {row.title} ({row.kind}): leak above chance "
                 f"{words.figure(leak)}, {words.state(cell).word}; accuracy {words.percent(row.accuracy)}",
                 row=row.index,
@@ -233,9 +237,11 @@ def attack_plot(rows: Sequence[Choice], protections: Sequence[Result], attack: R
     return scatter(marks, width=340.0, height=250.0, floor=None) if marks else None
 
 
-def shortened(text: str, most: int = 34) -> str:
-    """Text that fits beside a mark."""
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+def shortened(text: str, most: int = 38) -> str:
+    """Text that fits beside a mark, with its end: there similar names differ."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2].rstrip()}…{text[-(most // 2 - 1) :].lstrip()}"
 
 
 def scatter(
@@ -283,11 +289,12 @@ def scatter(
         "marks": [d | {"label": label} for d, label in zip(drawn, labels, strict=True)],
         "x_ticks": [{"at": across(v), "label": said} for v, said in _ticks(x_low, x_high, width)],
         "y_ticks": [
-            {"at": up(v), "label": f"{100 * v:.4g} %"} for v, _ in _ticks(y_low, y_high, height)
+            {"at": up(v), "label": f"{100 * v:.4g} %"}
+            for v, _ in _ticks(y_low, y_high, 1.5 * height)
         ],
         "zero": across(0.0) if x_low < 0 else None,
         "numbered": [
-            {"number": label["text"], "title": mark.label}
+            {"number": label["text"], "title": mark.title}
             for mark, label in zip(marks, labels, strict=True)
             if label["text"] != mark.label
         ],
@@ -424,7 +431,7 @@ def cost_plot(rows: Sequence[Choice]) -> dict[str, Any] | None:
     shown = sorted(
         (row for row in rows if row.accuracy is not None), key=lambda row: -(row.accuracy or 0.0)
     )
-    name_width, panel, gap, line = 250.0, 150.0, 70.0, 24.0
+    name_width, panel, gap, line = 290.0, 140.0, 64.0, 24.0
     scales = []
     for k, (unit, values, said) in enumerate(
         (
@@ -438,7 +445,7 @@ def cost_plot(rows: Sequence[Choice]) -> dict[str, Any] | None:
         low = math.floor(math.log10(min(known)) + 1e-9)
         high = max(math.ceil(math.log10(max(known)) - 1e-9), low + 1)
         left = name_width + k * (panel + gap)
-        step = max(1, math.ceil((high - low) / 3))
+        step = max(1, math.ceil((high - low) / 2))
         scales.append(
             {
                 "unit": unit,

@@ -56,7 +56,7 @@ def write_report(result: Result, folder: Path) -> None:
     """
     plain = _plain({"schema": SCHEMA, **result}, "result")
     _check(plain, "the result")
-    text = json.dumps(plain, ensure_ascii=False, allow_nan=False, indent=1)
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
     make_folder(folder)
     write_file(folder / "report.json", text + "\n")
     write_file(folder / "report.html", render_html(plain))
@@ -316,6 +316,8 @@ def _overview(results: Sequence[Result], pages: Sequence[Mapping[str, Any]]) -> 
     return {
         "names": [page["dataset"]["name"] for page in pages],
         "attacks": list(columns.values()),
+        "verdicts_file": export.download(export.joined(results, export.matrix_table)),
+        "decision_file": export.download(export.joined(results, export.decision_table)),
         "rows": [
             {
                 "title": title,

@@ -49,7 +49,7 @@ _SETTINGS = {
         theta_u=1.0, epochs=40, learning_rate=0.05, decay=0.95, label_smoothing=0.1
     ),
     "centralised": SelectiveSGD(
-        theta_u=1.0, epochs=8, batch_size=32, learning_rate=0.1, decay=0.7, label_smoothing=0.1
+        theta_u=1.0, epochs=6, learning_rate=0.05, decay=0.6, label_smoothing=0.1
     ),
     "theta1": replace(_TOGETHER, theta_u=1.0),
     "theta0.1": replace(_TOGETHER, learning_rate=0.1),

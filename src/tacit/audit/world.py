@@ -31,6 +31,7 @@ class Settings:
         population: records from which adversaries (three fifths) and the evaluator (two fifths) learn.
         split: how records are split among owners: "iid", or "label" (each owner holds few labels).
         hidden: hidden units of the target network.
+        learning_rate: at which an adversary's imitations train.
         pool: images are averaged over squares of so many pixels a side, to make large ones affordable.
         seeds: independent repetitions.
         seed: the first of them.
@@ -42,6 +43,7 @@ class Settings:
     population: int = 990
     split: str = "iid"
     hidden: int = 32
+    learning_rate: float = 0.1
     pool: int = 1
     seeds: int = 3
     seed: int = 0
@@ -51,10 +53,12 @@ class Settings:
             min(self.records, self.hidden, self.seeds, self.pool) < 1
             or self.owners < 2
             or self.population < 100
+            or not self.learning_rate > 0
         ):
             raise ConfigError(
-                "records, hidden, seeds and pool of at least 1, 2 owners and a population of at least 100 expected, got "
-                f"{self.records}, {self.hidden}, {self.seeds}, {self.pool}, {self.owners} and {self.population}"
+                "records, hidden, seeds and pool of at least 1, 2 owners, a population of at least 100 and a learning_rate "
+                f"above 0 expected, got {self.records}, {self.hidden}, {self.seeds}, {self.pool}, {self.owners}, "
+                f"{self.population} and {self.learning_rate}"
             )
         if self.split not in ("iid", "label"):
             raise UnknownName("way to split", self.split, ("iid", "label"))
@@ -93,7 +97,13 @@ def imitation(task: Task, settings: Settings) -> TrainFunction:
     def train(inputs: Tensor, labels: Tensor, generator: torch.Generator) -> nn.Module:
         model = mlp(task.input_shape, (settings.hidden,), task.classes, generator=generator)
         return fit(
-            model, inputs, labels, epochs=60, batch_size=16, learning_rate=0.1, generator=generator
+            model,
+            inputs,
+            labels,
+            epochs=60,
+            batch_size=16,
+            learning_rate=settings.learning_rate,
+            generator=generator,
         )
 
     return train

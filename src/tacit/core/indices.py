@@ -2,8 +2,9 @@
 
 Elias–Fano coding: each index is cut into ``l = floor(log2(n / count))`` low bits, which are written as they are, and
 the rest, which is written in unary as the gaps of an ascending sequence. That takes count * (l + 1) + ceil(n / 2^l)
-bits: within about half a bit an index of the entropy of a random set, and, unlike gap codes, no bit more or less for
-one set than for another, so that the length of a message tells nothing.
+bits: where at most a tenth is meant, within 0.5 to 0.6 bit an index of the entropy of a random set (a bit at one half,
+more beyond it), and, unlike gap codes, no bit more or less for one set than for another, so that the length of a
+message tells nothing.
 
 Source: Elias, "Efficient storage and retrieval by content and address of static files" (J. ACM 1974); Fano, "On the
 number of bits required to implement an associative memory" (MIT 1971).

@@ -48,6 +48,7 @@ import copy
 import hashlib
 import math
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -66,6 +67,7 @@ from tacit.core.errors import (
     ProtocolError,
     TacitWarning,
     TooFewParties,
+    WireError,
 )
 from tacit.core.wire import Array, Message, decode, encode
 from tacit.dp.sparse_vector import SparseVector
@@ -83,7 +85,7 @@ from tacit.parties.links.local import LocalHub, Timing
 from tacit.parties.roles import SERVER, Role
 from tacit.parties.runs import Opened, Run
 from tacit.parties.star import REFUSED, Hub, Seconds, as_error, ask
-from tacit.parties.views import COUNTS, Arrays, Observation, Recording, Update, View
+from tacit.parties.views import COUNTS, Arrays, Frame, Observation, Recording, Update, View
 
 Places = npt.NDArray[np.int64]
 
@@ -136,10 +138,12 @@ def unpacked(message: Message, parameters: int, most: int) -> tuple[Places, Floa
 
 def upload_bytes(count: int, parameters: int, examples: int) -> int:
     """The size of an upload's frame: 4 bytes a value, the indices, and less than 100 bytes around them."""
+    # Zeros of their length, not none: how far the values are padded depends on it.
+    places = bytes(indices.encoded_bytes(count, parameters))
     nothing = Message(
-        "upload", examples=examples, count=count, places=b"", values=np.empty(0, np.float32)
+        "upload", examples=examples, count=count, places=places, values=np.empty(0, np.float32)
     )
-    return len(encode(nothing)) + indices.encoded_bytes(count, parameters) + 4 * count
+    return len(encode(nothing)) + 4 * count
 
 
 # --- the owner
@@ -165,6 +169,8 @@ class Selector:
 
     def select(self, change: FloatArray, coins: Coins) -> tuple[Places, FloatArray]:
         """The places that are uploaded, ascending, and the vector whose values stand there."""
+        if self.private is not None:  # a NaN would never be a hit: no noise would cover that
+            change = np.nan_to_num(change, nan=0.0)
         if self.gamma is not None:
             change = change.clip(-self.gamma, self.gamma)
         if self.private is not None and self.gamma is not None:
@@ -291,6 +297,7 @@ class ParameterServer:
     most_up: int
     gamma: float | None = None
     taken: dict[Role, int] = field(default_factory=dict)
+    started: set[Role] = field(default_factory=set)
     counters: Places = field(init=False, repr=False)
     refreshed: npt.NDArray[np.bool_] = field(init=False, repr=False)
     clipped: int = 0
@@ -301,12 +308,12 @@ class ParameterServer:
         self.refreshed = np.zeros(self.parameters.size, np.bool_)
 
     def turn(self, role: Role, participants: int) -> Message:
-        """An owner's next turn: the model at its first, the parameters that were updated most at later ones."""
+        """An owner's next turn: the model until it has answered once, then the parameters that were updated most."""
         turn = self.taken.get(role, 0)
         self.taken[role] = turn + 1
-        if turn == 0:
+        if role not in self.started:  # a lost first download must not be followed by a part
             model = unflattened(self.parameters, self.like)
-            return Message("start", turn=0, participants=participants, model=model)
+            return Message("start", turn=turn, participants=participants, model=model)
         if self.most_down == self.parameters.size:
             places = np.arange(self.parameters.size)
         else:
@@ -318,18 +325,22 @@ class ParameterServer:
         """Add an upload's values to the parameters.
 
         Raises:
-            WireError: it is malformed or holds more values than agreed on.
+            WireError: it is malformed or holds more values than agreed on; names the owner.
             ProtocolError: it is no upload.
             Diverged: a value is not finite; names the owner and the turn.
         """
         if upload.tag != "upload":
             raise ProtocolError(f"{role}: expected 'upload', came {upload.tag!r}")
-        places, values = unpacked(upload, self.parameters.size, self.most_up)
+        try:
+            places, values = unpacked(upload, self.parameters.size, self.most_up)
+        except WireError as error:
+            raise WireError(f"{role}: {error}") from error
         if not np.isfinite(values).all():
             turn = self.taken[role] - 1
             raise Diverged(
                 f"turn {turn}: the upload of {role} is not finite; lower the learning rate"
             )
+        self.started.add(role)
         self.parameters[places] += values
         self.counters[places] += 1
         self.values += values.size
@@ -346,6 +357,8 @@ class ParameterServer:
 
     def stale(self) -> int:
         """How many parameters were updated, but never sent out after the first download."""
+        if not self.refreshed.any():  # no owner has taken a second turn
+            return 0
         return int(((self.counters > 0) & ~self.refreshed).sum())
 
 
@@ -402,6 +415,7 @@ def serve(hub: Hub, server: ParameterServer, turns: Turns, *, progress: Progress
 
 def _one_by_one(hub: Hub, server: ParameterServer, turns: Turns) -> Iterator[tuple[Role, Message]]:
     members = list(hub.members())
+    needed = None if turns.at_least is None else 0  # who is lost or refuses is counted at the end
     for number in range(turns.each):
         order = members
         if turns.schedule is Schedule.RANDOM_ORDER:
@@ -410,11 +424,9 @@ def _one_by_one(hub: Hub, server: ParameterServer, turns: Turns) -> Iterator[tup
             order = sorted(members, key=lambda role: keys[role].digest())
         for role in order:
             request = {role: server.turn(role, len(members))}
-            try:
-                yield role, ask(hub, request, deadline=turns.deadline)[role]
-            except TooFewParties:
-                if turns.at_least is None:
-                    raise
+            came = ask(hub, request, at_least=needed, deadline=turns.deadline)
+            if role in came:
+                yield role, came[role]
 
 
 def _concurrently(
@@ -476,7 +488,7 @@ class SelectiveSGD:
     epochs: int = 14
     local_steps: int = 0
     batch_size: int = 10
-    learning_rate: float = 0.03
+    learning_rate: float = 0.05
     decay: float = 0.85
     label_smoothing: float = 0.0
     schedule: Schedule = Schedule.ROUND_ROBIN
@@ -721,7 +733,7 @@ class SelectiveSGD:
         """
         if role == SERVER:
             return self._at_server(view)
-        return self._at_owner(view)
+        return self._at_owner(view, role)
 
     def _update(self, sender: Role | None, turn: int, examples: int, **more: object) -> Update:
         made = Update(
@@ -737,32 +749,40 @@ class SelectiveSGD:
         return replace(made, **more)  # type: ignore[arg-type]
 
     def _at_server(self, view: View) -> Observation:
-        sent = {(frame.wave, frame.peer): frame.message() for frame in view.sent()}
+        waiting: dict[Role, deque[Frame]] = {}
+        for frame in view.sent():
+            waiting.setdefault(frame.peer, deque()).append(frame)
+        turn_of: dict[tuple[Role, int], int] = {}
         copies: dict[Role, _Copy] = {}
         updates, outputs = [], []
         for frame in view.frames():
             upload = frame.message()
             if upload.tag != "upload":
                 continue
-            request = sent[frame.wave, frame.peer]
-            known = copies.setdefault(frame.peer, _Copy())
-            known.take(request)
+            known, sent = copies.setdefault(frame.peer, _Copy()), waiting.get(frame.peer, deque())
+            while sent and sent[0].wave <= frame.wave:  # those that no upload answered count too
+                request = sent[0].message()
+                known.take(request)
+                turn_of[frame.peer, sent.popleft().wave] = request.integer("turn")
+            turn = turn_of.get((frame.peer, frame.wave))
+            if turn is None:  # its request was not kept
+                continue
             places, values = unpacked(upload, known.vector.size, known.vector.size)
             arrays, seen = known.sparse(places, values)
             updates.append(
                 self._update(
                     frame.peer,
-                    request.integer("turn"),
+                    turn,
                     upload.integer("examples", low=1),
                     arrays=arrays,
                     model=known.arrays(),
                     seen=seen,
                 )
             )
-            outputs.append((request.integer("turn"), known.arrays()))
+            outputs.append((turn, known.arrays()))
         return Observation(updates=tuple(updates), outputs=tuple(outputs))
 
-    def _at_owner(self, view: View) -> Observation:
+    def _at_owner(self, view: View, role: Role) -> Observation:
         own = {frame.wave: m for frame in view.sent() if (m := frame.message()).tag == "upload"}
         known, outputs, aggregates = _Copy(), [], []
         before: tuple[int, Arrays, FloatArray, Places, Message] | None = None
@@ -772,15 +792,22 @@ class SelectiveSGD:
             if request.tag == "start":
                 participants = request.integer("participants", low=1)
             turn, places = request.integer("turn"), known.take(request)
-            if before is not None and participants > 1 and self.schedule is Schedule.ROUND_ROBIN:
+            # Between two turns every other owner has one; after its last, only those that come after it.
+            others = participants - 1 - (role.index if request.tag == "finished" else 0)
+            if (
+                before is not None
+                and turn == before[0] + 1
+                and others > 0
+                and self.schedule is Schedule.ROUND_ROBIN
+            ):
                 last, model, vector, held, mine = before
                 at, values = unpacked(mine, vector.size, vector.size)
                 moved = known.vector - vector
                 moved[at] -= values
                 both = np.intersect1d(held, places, assume_unique=True)
-                arrays, seen = known.sparse(both, moved[both] / np.float32(participants - 1))
+                arrays, seen = known.sparse(both, moved[both] / np.float32(others))
                 examples = mine.integer("examples", low=1)
-                more = {"arrays": arrays, "model": model, "senders": participants - 1, "seen": seen}
+                more = {"arrays": arrays, "model": model, "senders": others, "seen": seen}
                 aggregates.append(self._update(None, last, examples, **more))
             outputs.append((turn, known.arrays()))
             upload = own.get(frame.wave)

@@ -1,0 +1,214 @@
+"""`tacit train`: run one scheme on a data set and keep what came out.
+
+The data set's training rows are dealt to the owners, its test rows measure the model. Unlike in `tacit compare`, secrets
+are drawn from the operating system's coins, so that the claims hold for this run.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tacit.audit.cells import Protection
+from tacit.audit.figures import one_thread
+from tacit.audit.provenance import header, plain
+from tacit.audit.statistics import clopper_pearson
+from tacit.core.coins import Coins
+from tacit.core.errors import ConfigError, OutputError, TacitWarning, UnknownName
+from tacit.nn.data import DataSet, load, split_by_label, split_iid
+from tacit.nn.federated import Progress, Task, silent
+from tacit.nn.local_work import accuracy
+from tacit.nn.networks import cnn, mlp, tanh_cnn
+from tacit.nn.spec import save_model
+from tacit.parties.views import COUNTS
+
+MODELS = ("mlp", "cnn", "tanh-cnn")
+SPLITS = ("iid", "label")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a scheme is run on.
+
+    Args:
+        dataset: name of the data set.
+        model: mlp (64 hidden units), cnn, or tanh-cnn (that of selective SGD).
+        owners: among whom the training rows are dealt.
+        records: rows of each; None deals all of them.
+        split: iid, or label: each owner holds few labels.
+        seed: of the dealing, the first weights and the order of training; secrets do not follow from it.
+
+    Raises:
+        UnknownName: no such model or split.
+        ConfigError: a number is out of range.
+    """
+
+    dataset: str = "digits"
+    model: str = "mlp"
+    owners: int = 10
+    records: int | None = None
+    split: str = "iid"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise UnknownName("model", self.model, MODELS)
+        if self.split not in SPLITS:
+            raise UnknownName("way to split", self.split, SPLITS)
+        least = min(self.owners, 1 if self.records is None else self.records)
+        if least < 1 or not 0 <= self.seed < 1 << 31:
+            raise ConfigError(
+                "at least one owner, one record of each and a seed from 0, below 2^31 expected, got "
+                f"{self.owners}, {self.records} and {self.seed}"
+            )
+
+
+def task_of(setting: Setting, data: DataSet) -> Task:
+    """Deal a data set's training rows, and draw the first model.
+
+    Raises:
+        ConfigError: there are not enough rows, or the model does not fit the data.
+    """
+    generator = torch.Generator().manual_seed(setting.seed)
+    rows = torch.randperm(len(data.inputs_train), generator=generator)
+    wanted = len(rows) if setting.records is None else setting.owners * setting.records
+    if wanted > len(rows):
+        raise ConfigError(
+            f"{setting.owners} owners of {setting.records} records need {wanted} rows; {data.name} has {len(rows)} to train "
+            "on: use fewer owners or records"
+        )
+    rows = rows[:wanted]
+    labels = data.labels_train[rows]
+    if setting.split == "label":
+        parts = split_by_label(labels, setting.owners, generator)
+    else:
+        parts = split_iid(wanted, setting.owners, generator)
+    shards = tuple((data.inputs_train[rows[part]], labels[part]) for part in parts)
+    return Task(
+        name=data.name,
+        start=_model(setting.model, data, generator),
+        shards=shards,
+        input_shape=data.input_shape,
+        classes=data.classes,
+        seed=setting.seed,
+    )
+
+
+def _model(name: str, data: DataSet, generator: torch.Generator) -> nn.Module:
+    if name == "mlp":
+        return mlp(data.input_shape, (64,), data.classes, generator=generator)
+    make = cnn if name == "cnn" else tanh_cnn
+    return make(data.input_shape, data.classes, generator=generator)
+
+
+def train(
+    scheme: str,
+    protection: Protection,
+    setting: Setting,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Train, measure, and write model.safetensors and run.json.
+
+    Args:
+        scheme: what the protection is called.
+        protection: the scheme with its settings.
+        setting: what it is run on.
+        out: folder for the model and the run; None writes nothing.
+        overwrite: replace a model that the folder holds.
+        progress: told how much is done.
+
+    Returns:
+        The run as ``tacit train --json`` prints it.
+
+    Raises:
+        ConfigError: a setting is out of range, or the folder holds a model already.
+        DataError: the data set is missing or damaged.
+        OutputError: the folder cannot be written to.
+        TacitError: whatever the scheme raises.
+    """
+    if out is not None:
+        _prepare(out, overwrite)
+    start = time.perf_counter()
+    data = load(setting.dataset)
+    task = task_of(setting, data)
+    with one_thread(), _noted_warnings() as said:
+        run = protection.train(task, coins=Coins(), recording=COUNTS, progress=progress)
+        model = run.output.value
+        share = accuracy(model, data.inputs_test, data.labels_test)
+    tested = len(data.inputs_test)
+    result = {
+        **header("train", plain(setting), time.perf_counter() - start, seeded=run.seeded),
+        "scheme": scheme,
+        "protection": plain(protection),
+        "dataset": data.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "accuracy": share,
+        "accuracy_interval": list(clopper_pearson(round(share * tested), tested)),
+        "tested": tested,
+        "cost": {role: cost.described() for role, cost in run.cost.by().items()},
+        "rounds": run.cost.rounds,
+        "opened_to": [str(role) for role in run.output.to],
+        "claims": [claim.described() for claim in run.claims],
+        "warnings": said,
+        "model": None,
+    }
+    if out is not None:
+        path = out / "model.safetensors"
+        save_model(model, data.input_shape, path)
+        result["model"] = str(path)
+        _write(out / "run.json", json.dumps(result, indent=1))
+    return result
+
+
+@contextmanager
+def _noted_warnings() -> Iterator[list[str]]:
+    """Warnings are shown as they come, and noted for the result."""
+    said: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", TacitWarning)
+        show = warnings.showwarning
+
+        def note(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            said.append(str(message))
+            show(message, category, *rest)
+
+        warnings.showwarning = note  # type: ignore[assignment]
+        yield said
+
+
+def _prepare(out: Path, overwrite: bool) -> None:
+    """Find out before the training whether its result can be kept."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be written to: {error.strerror}; choose another folder with --out"
+        ) from error
+    if (out / "model.safetensors").exists() and not overwrite:
+        raise ConfigError(
+            f"{out} holds a model already: choose another folder with --out, or replace it with --overwrite"
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n")
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror}; choose another --out"
+        ) from error
