@@ -285,13 +285,13 @@ def rows(*, quick: bool = False, pace: float = 1.0) -> tuple[Row, ...]:
         ),
         Row(
             name="sparse-vector-low",
-            title="Selective SGD with sparse vector noise, little",
+            title="Sparse vector, little noise",
             protection=replace(private, epsilon_over_c=100.0),
             paper=3,
         ),
         Row(
             name="sparse-vector-high",
-            title="Selective SGD with sparse vector noise, more",
+            title="Sparse vector, more noise",
             protection=replace(private, epsilon_over_c=10.0),
             paper=3,
         ),
@@ -308,7 +308,7 @@ def sabotaged_rows(*, quick: bool = False, pace: float = 1.0) -> tuple[Row, ...]
     broken = {
         "local-dp-low": ("local-dp-sabotaged", "Local DP with its noise left out"),
         "selective-0.1": ("selective-sabotaged", "Selective SGD that shares everything"),
-        "sparse-vector-low": ("sparse-vector-sabotaged", "Sparse vector without its noise"),
+        "sparse-vector-low": ("sparse-vector-sabotaged", "Sparse vector with its noise left out"),
     }
     return tuple(
         Row(
