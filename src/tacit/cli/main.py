@@ -51,7 +51,10 @@ def _names(listed: str | None) -> list[str] | None:
 @app.command()
 def compare(
     dataset: Annotated[
-        str, typer.Option(help="digits (bundled), mnist or cifar10; see `tacit data list`.")
+        str,
+        typer.Option(
+            help="digits (bundled), mnist, cifar10, att-faces, location30, adult ...: see `tacit data list`."
+        ),
     ] = "digits",
     protections: Annotated[
         str | None, typer.Option(help="Rows, comma-separated; all by default.")

@@ -15,14 +15,23 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
-from tacit.core.errors import BudgetExhausted, ConfigError, DataError, Diverged, ProtocolError
+from tacit.core.errors import (
+    BudgetExhausted,
+    ConfigError,
+    DataError,
+    Diverged,
+    ProtocolError,
+    TacitWarning,
+)
 from tacit.core.wire import Array, Message, decode, encode
 from tacit.nn.local_work import HonestTraining, LocalWork, Share, load_parameters, parameters_of
 from tacit.parties.links.local import LocalHub
@@ -56,6 +65,10 @@ class Task:
         input_shape: of one record.
         classes: number of classes.
         seed: of the order in which owners go through their records.
+
+    Raises:
+        ConfigError: there is no owner, or a size is not positive.
+        DataError: an owner's records or labels are not of that form; names the owner.
     """
 
     name: str
@@ -64,6 +77,29 @@ class Task:
     input_shape: tuple[int, ...]
     classes: int
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.shards or self.classes < 1:
+            raise ConfigError(
+                f"at least one owner and one class expected, got {len(self.shards)} and {self.classes}"
+            )
+        for role, (inputs, labels) in zip(owners(len(self.shards)), self.shards, strict=True):
+            shape, dtype = tuple(inputs.shape), inputs.dtype
+            if dtype != torch.float32 or shape[1:] != self.input_shape or not len(inputs):
+                raise DataError(
+                    f"the records of {role} must be float32, at least one row of shape {self.input_shape} each, not {dtype} "
+                    f"of shape {shape}"
+                )
+            if labels.dtype != torch.int64 or labels.shape != (len(inputs),):
+                raise DataError(
+                    f"the labels of {role} must be int64 of shape ({len(inputs)},), one a record, not {labels.dtype} of "
+                    f"shape {tuple(labels.shape)}"
+                )
+            low, high = (int(bound) for bound in torch.aminmax(labels))
+            if low < 0 or high >= self.classes:
+                raise DataError(
+                    f"the labels of {role} must be from 0 to {self.classes - 1}, but are from {low} to {high}"
+                )
 
 
 class FederatedMember:
@@ -150,7 +186,7 @@ def check_sgd(*, batch_size: int, learning_rate: float, local_steps: int = 1) ->
         ConfigError: one is out of range.
     """
     sizes = (batch_size, local_steps)
-    if min(sizes) < 1 or max(sizes) > MOST or not 0 < learning_rate < math.inf:
+    if min(sizes) < 1 or max(sizes) > MOST or not 0 < learning_rate < 1e38:
         raise ConfigError(
             f"batch_size and local_steps from 1 to {MOST} and a finite learning_rate above 0 expected, got "
             f"{batch_size}, {local_steps} and {learning_rate}"
@@ -249,9 +285,19 @@ def honest_work(
 
     ``local_steps`` of 0 are as many as go through an owner's records once.
 
+    Warns:
+        TacitWarning: the model has dropout, whose masks do not follow from any seed here.
+
     Raises:
         DataError: an owner's records are not finite; names the owner.
     """
+    if any(isinstance(m, nn.Dropout) and m.p > 0 for m in task.start.modules()):
+        warnings.warn(
+            "the model has dropout: its masks come from torch's global generator, so that a run with the same seed gives "
+            "another model; leave it out, or use label_smoothing or a smaller model",
+            TacitWarning,
+            stacklevel=3,
+        )
     for role, (inputs, _) in zip(owners(len(task.shards)), task.shards, strict=True):
         if not bool(inputs.isfinite().all()):
             raise DataError(

@@ -59,8 +59,10 @@ def parameters_of(module: nn.Module) -> list[Array]:
     """A copy of a module's parameters as float32 arrays, in the module's order.
 
     Raises:
-        UnsupportedLayer: the module has buffers (running statistics), which updates would not carry.
+        UnsupportedLayer: the module has no parameters, or buffers (running statistics), which updates would not carry.
     """
+    if not list(module.parameters()):
+        raise UnsupportedLayer("the model has no parameters: there is nothing to train")
     if buffers := [name for name, _ in module.named_buffers()]:
         raise UnsupportedLayer(
             f"the model keeps {buffers[0]!r}, a buffer that updates do not carry: use GroupNorm or LayerNorm "

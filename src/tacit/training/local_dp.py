@@ -20,6 +20,7 @@ printed. Nothing is amplified by sampling: an owner takes part in every round.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
@@ -79,8 +80,12 @@ class NoisyWork:
             arrays, examples = clear.arrays, clear.examples
         except Diverged:
             arrays, examples = tuple(np.zeros(a.shape, np.float32) for a in model), self.examples
-        # A stream a round: a member restored from a backup never repeats another round's noise.
-        noisy = self.mechanism.release(arrays, self.coins.child(f"round {round}"))
+        # A stream a round and model: a member that was restored from a backup, and is asked about another model, must not
+        # answer with the same noise, or the difference of both answers would have none.
+        asked = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in model))
+        noisy = self.mechanism.release(
+            arrays, self.coins.child(f"round {round}, model {asked.hexdigest()}")
+        )
         return LocalUpdate(arrays=tuple(noisy), examples=examples)
 
 

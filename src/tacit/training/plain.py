@@ -102,11 +102,13 @@ def train_on_collected(
     """The server's part: collect all records, train ``model`` in place by mini-batch SGD, hand it out.
 
     Raises:
+        UnsupportedLayer: the model has no parameters, or buffers.
         DataError: a record is not finite; names its owner.
         Diverged: the loss is not finite; names the epoch.
 
     **Leaks**: every record to the server; the model to every owner. **Cost**: two waves.
     """
+    parameters_of(model)  # a model that cannot be handed out is refused before anything is sent
     replies = ask(hub, dict.fromkeys(hub.members(), Message("records")))
     inputs, labels = [], []
     for role, reply in replies.items():

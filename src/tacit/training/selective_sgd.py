@@ -49,7 +49,7 @@ import hashlib
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 
@@ -62,11 +62,11 @@ from tacit.core.claims import Basis, Claim, PrivacyLoss
 from tacit.core.coins import Coins
 from tacit.core.errors import (
     BudgetExhausted,
+    CheatingDetected,
     ConfigError,
     Diverged,
     ProtocolError,
     TacitWarning,
-    TooFewParties,
     WireError,
 )
 from tacit.core.wire import Array, Message, decode, encode
@@ -81,21 +81,17 @@ from tacit.nn.local_work import (
     parameters_of,
     unflattened,
 )
+from tacit.nn.turns import Schedule, Turns, serve
 from tacit.parties.links.local import LocalHub, Timing
 from tacit.parties.roles import SERVER, Role
 from tacit.parties.runs import Opened, Run
-from tacit.parties.star import REFUSED, Hub, Seconds, as_error, ask
+from tacit.parties.star import Seconds
 from tacit.parties.views import COUNTS, Arrays, Frame, Observation, Recording, Update, View
 
 Places = npt.NDArray[np.int64]
 
-
-class Schedule(Enum):
-    """The order of turns."""
-
-    ROUND_ROBIN = "round-robin"
-    RANDOM_ORDER = "random-order"
-    ASYNCHRONOUS = "asynchronous"
+_LARGE = 1e30
+"""More than any bound on a float32 value that means something."""
 
 
 class Selection(Enum):
@@ -110,7 +106,7 @@ class Selection(Enum):
 
 def share_of(theta: float, parameters: int) -> int:
     """How many parameters a theta-th is: at most that share, and at least one."""
-    return max(1, int(theta * parameters))
+    return max(1, math.floor(theta * parameters * (1 + 1e-12)))  # 0.29 * 100 is 28.999...
 
 
 def packed(tag: str, places: Places, vector: FloatArray, **fields: int) -> Message:
@@ -175,7 +171,8 @@ class Selector:
             change = change.clip(-self.gamma, self.gamma)
         if self.private is not None and self.gamma is not None:
             order = coins.permutation(change.size)
-            asked = change[order].astype(np.float64)
+            # Again, in float64: float32(gamma) may lie above gamma, and with it the sensitivity.
+            asked = change[order].astype(np.float64).clip(-self.gamma, self.gamma)
             hits, values = self.private.release(np.abs(asked), asked, coins)
             noisy = np.zeros_like(change)
             noisy[order[hits]] = values.clip(-self.gamma, self.gamma)
@@ -248,8 +245,11 @@ class SelectiveMember:
             return Message("thanks")
         change = self._learned(local, turn)
         self._next, self._local = turn + 1, local + change
-        # A stream a turn: a member restored from a backup never repeats another turn's noise.
-        chosen, vector = self._selector.select(change, self._coins.child(f"turn {turn}"))
+        # A stream a turn and download: a member that was restored from a backup, and is sent other parameters, must not
+        # answer with the same noise, or the difference of both answers would have none.
+        asked = hashlib.sha256(values.tobytes()).hexdigest()
+        coins = self._coins.child(f"turn {turn}, download {asked}")
+        chosen, vector = self._selector.select(change, coins)
         return packed("upload", chosen, vector, examples=self._examples)
 
     def _learned(self, local: FloatArray, turn: int) -> FloatArray:
@@ -328,11 +328,13 @@ class ParameterServer:
             WireError: it is malformed or holds more values than agreed on; names the owner.
             ProtocolError: it is no upload.
             Diverged: a value is not finite; names the owner and the turn.
+            CheatingDetected: a value is beyond gamma.
         """
         if upload.tag != "upload":
             raise ProtocolError(f"{role}: expected 'upload', came {upload.tag!r}")
         try:
             places, values = unpacked(upload, self.parameters.size, self.most_up)
+            upload.integer("examples", low=1)
         except WireError as error:
             raise WireError(f"{role}: {error}") from error
         if not np.isfinite(values).all():
@@ -340,6 +342,8 @@ class ParameterServer:
             raise Diverged(
                 f"turn {turn}: the upload of {role} is not finite; lower the learning rate"
             )
+        if self.gamma is not None and (np.abs(values) > np.float32(self.gamma)).any():
+            raise CheatingDetected(f"{role} uploaded a value beyond gamma = {self.gamma:g}")
         self.started.add(role)
         self.parameters[places] += values
         self.counters[places] += 1
@@ -360,97 +364,6 @@ class ParameterServer:
         if not self.refreshed.any():  # no owner has taken a second turn
             return 0
         return int(((self.counters > 0) & ~self.refreshed).sum())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turns:
-    """How turns are taken.
-
-    Args:
-        schedule: in which order.
-        each: turns of every owner.
-        seed: of random orders.
-        at_least: owners who must take all their turns; None for all. Others may drop out and come back.
-        deadline: seconds that a turn may take.
-    """
-
-    schedule: Schedule
-    each: int
-    seed: int = 0
-    at_least: int | None = None
-    deadline: Seconds = 600.0
-
-
-def serve(hub: Hub, server: ParameterServer, turns: Turns, *, progress: Progress = silent) -> None:
-    """The server's part: hand out turns by the schedule, add what comes, hand out the finished model.
-
-    Raises:
-        TooFewParties: fewer owners than needed took all their turns.
-        TacitError: all are needed and one refused: its own error, with its role.
-        Diverged: an upload is not finite.
-    """
-    members = hub.members()
-    added = dict.fromkeys(members, 0)
-    taken = (
-        _concurrently(hub, server, turns)
-        if turns.schedule is Schedule.ASYNCHRONOUS
-        else _one_by_one(hub, server, turns)
-    )
-    for role, upload in taken:
-        with hub.cost.timed(hub.coordinator):
-            server.add(role, upload)
-        added[role] += 1
-        progress(sum(added.values()), turns.each * len(members))
-    through = [role for role in members if added[role] == turns.each]
-    needed = len(members) if turns.at_least is None else turns.at_least
-    if len(through) < needed:
-        missing: dict[object, str] = {
-            role: f"{added[role]} of {turns.each} turns" for role in members if role not in through
-        }
-        raise TooFewParties(needed, through, missing, wave="of turns")
-    progress(turns.each * len(members), turns.each * len(members))
-    finished = dict.fromkeys(members, server.finished())
-    ask(hub, finished, at_least=turns.at_least, deadline=turns.deadline)
-
-
-def _one_by_one(hub: Hub, server: ParameterServer, turns: Turns) -> Iterator[tuple[Role, Message]]:
-    members = list(hub.members())
-    needed = None if turns.at_least is None else 0  # who is lost or refuses is counted at the end
-    for number in range(turns.each):
-        order = members
-        if turns.schedule is Schedule.RANDOM_ORDER:
-            # Who is next is no secret: it follows from the seed, and another pass has another order.
-            keys = {r: hashlib.sha256(f"{turns.seed}/{number}/{r}".encode()) for r in members}
-            order = sorted(members, key=lambda role: keys[role].digest())
-        for role in order:
-            request = {role: server.turn(role, len(members))}
-            came = ask(hub, request, at_least=needed, deadline=turns.deadline)
-            if role in came:
-                yield role, came[role]
-
-
-def _concurrently(
-    hub: Hub, server: ParameterServer, turns: Turns
-) -> Iterator[tuple[Role, Message]]:
-    members = hub.members()
-    for role in members:
-        hub.post({role: server.turn(role, len(members))})
-    working = set(members)
-    while working:
-        came = next(iter(hub.replies(deadline=turns.deadline)), None)
-        if came is None:
-            return  # whoever is left is gone
-        role, _, upload = came
-        if upload.tag == REFUSED:
-            if turns.at_least is None:
-                raise as_error(role, upload)
-            working.discard(role)
-            continue
-        yield role, upload
-        if server.taken[role] < turns.each:
-            hub.post({role: server.turn(role, len(members))})
-        else:
-            working.discard(role)
 
 
 # --- the scheme
@@ -502,8 +415,19 @@ class SelectiveSGD:
                 raise ConfigError(
                     f"{name} is a share of the parameters, above 0 and at most 1; got {theta}"
                 )
-        if self.gamma is not None and not 0 < self.gamma < math.inf:
-            raise ConfigError(f"gamma bounds a value: a finite number above 0, got {self.gamma}")
+        for name, chosen, kind in (
+            ("selection", self.selection, Selection),
+            ("schedule", self.schedule, Schedule),
+        ):
+            if not isinstance(chosen, kind):
+                raise ConfigError(f"{name} is one of {', '.join(map(str, kind))}, got {chosen!r}")
+        if self.gamma is not None and not 0 < self.gamma < _LARGE:
+            raise ConfigError(f"gamma bounds a value: a number above 0, got {self.gamma}")
+        if self.selection is Selection.RANDOM and self.gamma is not None and self.tau >= self.gamma:
+            raise ConfigError(
+                f"tau = {self.tau:g} must be below gamma = {self.gamma:g}: no clipped change is beyond it, and nothing "
+                "would be uploaded"
+            )
         if not 0 <= self.tau < math.inf:
             raise ConfigError(f"tau is a size: a finite number from 0, got {self.tau}")
         if self.epsilon_over_c is not None:
@@ -718,7 +642,9 @@ class SelectiveSGD:
             value=loss,
             assumes=(
                 "noise is drawn in floating point: its gaps (Mironov 2012) are not accounted for",
-                "owners' data are independent of one another, and the numbers of their records are public",
+                "owners' data are independent of one another (records held by several are bounded by the sum of their "
+                "epsilons), and the numbers of their records are public",
+                "what a turn's length in time tells is not accounted for",
                 "a member's state survives a restart (export before each reply), so no turn is taken twice",
             ),
         )
@@ -769,17 +695,11 @@ class SelectiveSGD:
                 continue
             places, values = unpacked(upload, known.vector.size, known.vector.size)
             arrays, seen = known.sparse(places, values)
+            model, examples = known.arrays(), upload.integer("examples", low=1)
             updates.append(
-                self._update(
-                    frame.peer,
-                    turn,
-                    upload.integer("examples", low=1),
-                    arrays=arrays,
-                    model=known.arrays(),
-                    seen=seen,
-                )
+                self._update(frame.peer, turn, examples, arrays=arrays, model=model, seen=seen)
             )
-            outputs.append((turn, known.arrays()))
+            outputs.append((turn, model))
         return Observation(updates=tuple(updates), outputs=tuple(outputs))
 
     def _at_owner(self, view: View, role: Role) -> Observation:
@@ -800,20 +720,20 @@ class SelectiveSGD:
                 and others > 0
                 and self.schedule is Schedule.ROUND_ROBIN
             ):
-                last, model, vector, held, mine = before
+                last, start, vector, held, mine = before
                 at, values = unpacked(mine, vector.size, vector.size)
                 moved = known.vector - vector
                 moved[at] -= values
                 both = np.intersect1d(held, places, assume_unique=True)
                 arrays, seen = known.sparse(both, moved[both] / np.float32(others))
                 examples = mine.integer("examples", low=1)
-                more = {"arrays": arrays, "model": model, "senders": others, "seen": seen}
+                more = {"arrays": arrays, "model": start, "senders": others, "seen": seen}
                 aggregates.append(self._update(None, last, examples, **more))
-            outputs.append((turn, known.arrays()))
-            upload = own.get(frame.wave)
+            model, upload = known.arrays(), own.get(frame.wave)
+            outputs.append((turn, model))
             before = None
             if upload is not None:
-                before = turn, known.arrays(), known.vector.copy(), places, upload
+                before = turn, model, known.vector.copy(), places, upload
         return Observation(aggregates=tuple(aggregates), outputs=tuple(outputs))
 
     def sabotaged(self) -> SelectiveSGD:
