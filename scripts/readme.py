@@ -1,4 +1,4 @@
-"""Write README.md's tables from the catalogue and from results/: run after either changes.
+"""Write the tables of README.md and docs/ from the catalogue and from results/: run after either changes.
 
 python scripts/readme.py          rewrites the tables
 python scripts/readme.py --check  fails if they are not up to date
@@ -7,6 +7,7 @@ python scripts/readme.py --check  fails if they are not up to date
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -31,8 +32,9 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _measured_on(result: dict[str, Any]) -> str:
     machine = result["machine"]
+    seconds = result.get("training_seconds", result["seconds"])  # of all processes together
     return (
-        f"Measured in {result['seconds']:.0f} s on {machine['cores']} cores of {machine['processor']}, "
+        f"Measured in {seconds:.0f} s on {machine['cores']} cores of {machine['processor']}, "
         f"torch {machine['torch']}."
     )
 
@@ -75,9 +77,9 @@ def _cell(cell: dict[str, Any]) -> str:
     return verdict if cell["value"] is None else f"{verdict} {cell['value']:.2f}"
 
 
-def leakage() -> str:
-    """The figures of results/reproduce-leakage.json."""
-    result = _result("reproduce-leakage")
+def _figures(name: str) -> str:
+    """The figures of a reproduction."""
+    result = _result(name)
     rows = []
     for f in result["figures"]:
         paper = (
@@ -85,12 +87,22 @@ def leakage() -> str:
             if f["paper"] is None
             else f"{f['paper']:g}" + (" (recalled)" if f["recalled"] else "")
         )
-        interval = f.get("interval")
-        between = "—" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
+        low, high = f["interval"]
+        between = "—" if low == high == f["here"] else f"{low:.4g} to {high:.4g}"
         rows.append([f"`{f['name']}`", paper, f"{f['here']:.4g}", between])
     return (
         _table(["figure", "paper", "here", "95 % interval"], rows) + "\n\n" + _measured_on(result)
     )
+
+
+def leakage() -> str:
+    """The figures of results/reproduce-leakage.json."""
+    return _figures("reproduce-leakage")
+
+
+def selective() -> str:
+    """The figures of results/reproduce-3.json."""
+    return _figures("reproduce-3")
 
 
 def transport() -> str:
@@ -100,36 +112,114 @@ def transport() -> str:
     return _table(["case", "metric", "here"], rows) + "\n\n" + _measured_on(result)
 
 
+def curve() -> str:
+    """Accuracy against the budget of one value, from results/reproduce-3.json, as a picture."""
+    figures = {f["name"]: f for f in _result("reproduce-3")["figures"]}
+    stem = "mnist/n30/svt/epsilon_over_c"
+    points = sorted(
+        (
+            float(name.removeprefix(stem).split("/")[0]),
+            figure["here"],
+            figures[name.replace("accuracy", "composed_epsilon")]["here"],
+        )
+        for name, figure in figures.items()
+        if name.startswith(stem) and name.endswith("/accuracy")
+    )
+    levels = [
+        ("together, no noise", figures["mnist/n30/theta0.1/accuracy"]["here"]),
+        ("alone", figures["mnist/alone/accuracy"]["here"]),
+    ]
+    left, right, top, bottom = 96, 640, 40, 262
+    first, last = (math.log10(points[end][0]) for end in (0, -1))
+
+    def x(budget: float) -> float:
+        return left + 40 + (right - left - 80) * (math.log10(budget) - first) / (last - first)
+
+    def y(share: float) -> float:
+        return bottom - (bottom - top) * share
+
+    style = (ROOT / "docs/images/vantage-server.svg").read_text()
+    said = "; ".join(f"{100 * a:.1f} % at {b:g}, composed epsilon {e:.3g}" for b, a, e in points)
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 744 344" width="744" height="344" role="img" '
+        'aria-labelledby="curve-title curve-desc">',
+        '  <title id="curve-title">What the noise of the sparse vector technique costs</title>',
+        f'  <desc id="curve-desc">Accuracy on MNIST against the budget of one value: {said}.</desc>',
+        style[style.index("  <style>") : style.index("</style>") + 8],
+        '  <rect class="panel" x="0.5" y="0.5" width="743" height="343" rx="8"/>',
+    ]
+
+    def text(
+        at: float, height: float, said: str, kind: str = "small quiet", anchor: str = "middle"
+    ) -> None:
+        parts.append(
+            f'  <text class="{kind}" x="{at:.0f}" y="{height:.0f}" text-anchor="{anchor}">{said}</text>'
+        )
+
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(
+            f'  <path class="line" d="M{left} {y(share):.0f}H{right}" stroke-opacity="0.35"/>'
+        )
+        text(left - 10, y(share) + 4, f"{100 * share:.0f} %", anchor="end")
+    for place, (name, share) in enumerate(levels):
+        parts.append(
+            f'  <path class="line" d="M{left} {y(share):.1f}H{right}" stroke-dasharray="5 4"/>'
+        )
+        text(right + 6, y(share) + (-2, 14)[place], name.split(",")[0], anchor="start")
+    path = "L".join(f"{x(b):.1f} {y(a):.1f}" for b, a, _ in points)
+    parts.append(f'  <path class="seen" d="M{path}"/>')
+    for budget, share, epsilon in points:
+        parts.append(f'  <circle class="pupil" cx="{x(budget):.1f}" cy="{y(share):.1f}" r="5"/>')
+        above = share < 0.8
+        text(x(budget), y(share) + (-12 if above else 24), f"{100 * share:.1f} %", "small hot")
+        text(x(budget), bottom + 22, f"{budget:g}", "small")
+        text(x(budget), bottom + 42, f"{epsilon:.2g}".replace("e+0", "e"))
+    text(left - 10, bottom + 22, "epsilon / c", "small", "end")
+    text(left - 10, bottom + 42, "composed", anchor="end")
+    text((left + right) / 2, 24, "Accuracy on MNIST, 30 participants, a tenth shared", "name")
+    text(
+        (left + right) / 2,
+        bottom + 68,
+        "budget of one value in one turn, and epsilon of a participant over all turns",
+    )
+    return "\n".join([*parts, "</svg>", ""])
+
+
+PICTURES: dict[str, Callable[[], str]] = {"docs/images/plot-selective-svt.svg": curve}
 TABLES: dict[str, Callable[[], str]] = {
-    "papers": papers, "matrix": matrix, "leakage": leakage, "transport": transport,
+    "papers": papers, "matrix": matrix, "leakage": leakage, "selective": selective,
+    "transport": transport,
 }  # fmt: skip
+PAGES = {
+    "README.md": tuple(TABLES),
+    "docs/papers/03-selective-sgd.md": ("selective",),
+}
 
 
-def rewritten(text: str) -> str:
-    """README's text with every table between its markers made anew."""
-    for name, make in TABLES.items():
+def rewritten(text: str, page: str = "README.md") -> str:
+    """A page's text with every table between its markers made anew."""
+    for name in PAGES[page]:
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        body = make()
+        body = TABLES[name]()
         text, count = re.subn(
             pattern, lambda m, body=body: m[1] + body + "\n" + m[2], text, flags=re.S
         )
         if count != 1:
-            raise SystemExit(
-                f"README.md needs exactly one pair of markers for {name}, it has {count}"
-            )
+            raise SystemExit(f"{page} needs exactly one pair of markers for {name}, it has {count}")
     return text
 
 
 def main() -> None:
     """Rewrite, or check."""
-    path = ROOT / "README.md"
-    before = path.read_text()
-    after = rewritten(before)
-    if "--check" in sys.argv:
-        if before != after:
-            raise SystemExit("README.md's tables are out of date: run python scripts/readme.py")
-        return
-    path.write_text(after)
+    made = {page: rewritten((ROOT / page).read_text(), page) for page in PAGES}
+    made |= {picture: draw() for picture, draw in PICTURES.items()}
+    for page, after in made.items():
+        path = ROOT / page
+        before = path.read_text() if path.exists() else ""
+        if "--check" not in sys.argv:
+            path.write_text(after)
+        elif before != after:
+            raise SystemExit(f"{page} is out of date: run python scripts/readme.py")
 
 
 if __name__ == "__main__":

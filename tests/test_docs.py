@@ -353,5 +353,6 @@ def test_a_picture_parses_stands_alone_and_says_what_it_shows(picture: Path) -> 
 
 def test_the_pictures_are_drawn_alike() -> None:
     styles = {re.findall(r"<style>.*?</style>", p.read_text(), flags=re.S)[0] for p in PICTURES}
-    sizes = {ET.parse(p).getroot().get("viewBox") for p in PICTURES}
+    vantages = [p for p in PICTURES if p.name.startswith("vantage-")]
+    sizes = {ET.parse(p).getroot().get("viewBox") for p in vantages}
     assert len(styles) == 1 and len(sizes) == 1

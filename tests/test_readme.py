@@ -22,9 +22,15 @@ def generator() -> ModuleType:
     return module
 
 
-def test_the_tables_equal_the_catalogue_and_the_results() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert generator().rewritten(text) == text
+@pytest.mark.parametrize("page", generator().PAGES)
+def test_the_tables_equal_the_catalogue_and_the_results(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert generator().rewritten(text, page) == text
+
+
+@pytest.mark.parametrize("picture", generator().PICTURES)
+def test_the_pictures_show_the_results(picture: str) -> None:
+    assert generator().PICTURES[picture]() == (ROOT / picture).read_text()
 
 
 def test_a_stale_table_would_be_noticed() -> None:

@@ -168,6 +168,6 @@ def test_bad_requests_are_typed_errors(tmp_path: Path, stand_in) -> None:
     with pytest.raises(ConfigError, match="no --full"):
         reproduce("leakage", Effort(full=True))
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputError, match="choose another --out"):
+    with pytest.raises(OutputError, match="give another"):
         reproduce_selective(Effort(quick=True, folder=tmp_path / "file"))
     assert {"3", "leakage"} <= REPRODUCTIONS.keys()

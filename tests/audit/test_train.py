@@ -100,7 +100,7 @@ def test_a_model_is_replaced_only_when_asked_and_nothing_is_trained_for_a_bad_fo
         patch.setattr("tacit.audit.train.load", None)  # would fail if it came so far
         with pytest.raises(ConfigError, match="--overwrite"):
             train()
-        with pytest.raises(OutputError, match="choose another folder"):
+        with pytest.raises(OutputError, match="give another"):
             tacit.train("selective-sgd", out=tmp_path / "file" / "x")
     assert (tmp_path / "model.safetensors").read_bytes() == before
     train(overwrite=True)

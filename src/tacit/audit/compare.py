@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ import torch
 import tacit
 from tacit.audit import statistics
 from tacit.audit.cells import Measurement, Plan, Protection, Trial, pooled
+from tacit.audit.files import write_file
 from tacit.audit.provenance import header, plain, sources_digest
 from tacit.audit.report import read_report, write_report
 from tacit.audit.world import Settings, World, check_rows, deal, imitation
@@ -113,14 +113,7 @@ class _Progress:
         if self.path is None:
             return
         text = json.dumps({"fingerprint": self.fingerprint, "rows": self.rows})
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            temporary.write_text(text)
-            os.replace(temporary, self.path)
-        except OSError as error:
-            raise OutputError(
-                f"{self.path} cannot be written: {error.strerror}; choose another --out"
-            ) from error
+        write_file(self.path, text)
 
     def any_cell(self) -> bool:
         return any(kept["cells"] for kept in self.rows.values())

@@ -19,7 +19,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"a folder to write the report in expected, {folder} cannot be one "
+            f"a folder to write in expected, {folder} cannot be one "
             f"({error.strerror or error}): give another"
         ) from error
 
@@ -44,5 +44,5 @@ def write_file(path: Path, content: str | bytes) -> None:
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror or error}): free space, change its rights, "
-            "or give another folder"
+            "or choose another folder"
         ) from error

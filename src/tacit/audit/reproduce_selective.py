@@ -28,12 +28,13 @@ from joblib import Parallel, delayed
 from scipy.stats import t as student
 
 from tacit.audit.figures import Effort, Figure, figure, one_thread
+from tacit.audit.files import make_folder, write_file
 from tacit.audit.provenance import plain, sources_digest
 from tacit.audit.statistics import clopper_pearson
 from tacit.core import indices
 from tacit.core.claims import PrivacyLoss
 from tacit.core.coins import Coins
-from tacit.core.errors import OutputError, TacitWarning
+from tacit.core.errors import TacitWarning
 from tacit.nn.data import DataSet, load
 from tacit.nn.federated import Task
 from tacit.nn.local_work import accuracy
@@ -262,15 +263,8 @@ class _Kept:
         self.found[case.key] = found
         if self.path is None:
             return
-        draft = self.path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps({"sources": self.sources, "cases": self.found}))
-            os.replace(draft, self.path)
-        except OSError as error:
-            raise OutputError(
-                f"{self.path} cannot be written: {error.strerror}; choose another --out"
-            ) from error
+        make_folder(self.path.parent)
+        write_file(self.path, json.dumps({"sources": self.sources, "cases": self.found}))
 
 
 # --- the figures

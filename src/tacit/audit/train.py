@@ -20,10 +20,11 @@ from torch import nn
 
 from tacit.audit.cells import Protection
 from tacit.audit.figures import one_thread
+from tacit.audit.files import make_folder, write_file
 from tacit.audit.provenance import header, plain
 from tacit.audit.statistics import clopper_pearson
 from tacit.core.coins import Coins
-from tacit.core.errors import ConfigError, OutputError, TacitWarning, UnknownName
+from tacit.core.errors import ConfigError, TacitWarning, UnknownName
 from tacit.nn.data import DataSet, load, split_by_label, split_iid
 from tacit.nn.federated import Progress, Task, silent
 from tacit.nn.local_work import accuracy
@@ -168,7 +169,7 @@ def train(
         path = out / "model.safetensors"
         save_model(model, data.input_shape, path)
         result["model"] = str(path)
-        _write(out / "run.json", json.dumps(result, indent=1))
+        write_file(out / "run.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -190,25 +191,10 @@ def _noted_warnings() -> Iterator[list[str]]:
 
 def _prepare(out: Path, overwrite: bool) -> None:
     """Find out before the training whether its result can be kept."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(
-            f"{out} cannot be written to: {error.strerror}; choose another folder with --out"
-        ) from error
+    make_folder(out)
+    write_file(out / ".writable", "")
+    (out / ".writable").unlink()
     if (out / "model.safetensors").exists() and not overwrite:
         raise ConfigError(
             f"{out} holds a model already: choose another folder with --out, or replace it with --overwrite"
         )
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text + "\n")
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror}; choose another --out"
-        ) from error
