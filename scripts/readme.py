@@ -32,9 +32,11 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _measured_on(result: dict[str, Any]) -> str:
     machine = result["machine"]
-    seconds = result.get("training_seconds", result["seconds"])  # of all processes together
+    took = f"{result['seconds']:.0f} s"
+    if "training_seconds" in result:
+        took = f"{result['training_seconds']:.0f} s of training, in processes side by side,"
     return (
-        f"Measured in {seconds:.0f} s on {machine['cores']} cores of {machine['processor']}, "
+        f"Measured in {took} on {machine['cores']} cores of {machine['processor']}, "
         f"torch {machine['torch']}."
     )
 
