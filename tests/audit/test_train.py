@@ -12,10 +12,11 @@ import tacit
 from tacit import catalogue
 from tacit.audit.train import Setting, task_of
 from tacit.cli.main import run
-from tacit.core.errors import ConfigError, OutputError, TacitWarning, UnknownName
+from tacit.core.errors import ConfigError, DataError, OutputError, TacitWarning, UnknownName
 from tacit.nn.data import load
 from tacit.nn.local_work import accuracy
 from tacit.nn.spec import load_model
+from tacit.training.selective_sgd import SelectiveSGD
 
 FEW = ("epochs=2",)
 
@@ -97,13 +98,22 @@ def test_a_model_is_replaced_only_when_asked_and_nothing_is_trained_for_a_bad_fo
     before = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "file").write_text("")
     with monkeypatch.context() as patch:
-        patch.setattr("tacit.audit.train.load", None)  # would fail if it came so far
+        patch.setattr(SelectiveSGD, "train", None)  # would fail if it came so far
         with pytest.raises(ConfigError, match="--overwrite"):
             train()
         with pytest.raises(OutputError, match="give another"):
             tacit.train("selective-sgd", out=tmp_path / "file" / "x")
     assert (tmp_path / "model.safetensors").read_bytes() == before
     train(overwrite=True)
+
+
+def test_a_data_set_that_is_not_there_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TACIT_DATA", raising=False)
+    with pytest.raises(DataError, match="TACIT_DATA"):
+        tacit.train("selective-sgd", dataset="mnist", out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_command_prints_one_object_or_a_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,11 +139,11 @@ def train(
         OutputError: the folder cannot be written to.
         TacitError: whatever the scheme raises.
     """
-    if out is not None:
-        _prepare(out, overwrite)
     start = time.perf_counter()
     data = load(setting.dataset)
     task = task_of(setting, data)
+    if out is not None:
+        _prepare(out, overwrite)
     with one_thread(), _noted_warnings() as said:
         run = protection.train(task, coins=Coins(), recording=COUNTS, progress=progress)
         model = run.output.value
