@@ -4,6 +4,9 @@ Every participant draws 600 of the 60,000 training images, independently of the 
 network. Settings were chosen on 5,000 training images that no participant had drawn (`results/README.md`); figures are on
 the 10,000 test images.
 
+Alone is measured twice: with the same local work as together, which tells what the exchange is worth, and for longer, with
+settings of its own, which is what a participant would do who has nobody.
+
 Each training is a case of its own: cases run side by side, and each finished one is kept, so that an interrupted run
 goes on.
 """
@@ -46,9 +49,8 @@ RECORDS = 600
 
 _TOGETHER = SelectiveSGD(epochs=12, learning_rate=0.05, decay=0.85, label_smoothing=0.1)
 _SETTINGS = {
-    "alone": SelectiveSGD(
-        theta_u=1.0, epochs=40, learning_rate=0.05, decay=0.95, label_smoothing=0.1
-    ),
+    "alone": replace(_TOGETHER, theta_u=1.0, learning_rate=0.1),
+    "alone-longer": replace(_TOGETHER, theta_u=1.0, epochs=40, decay=0.95),
     "centralised": SelectiveSGD(
         theta_u=1.0, epochs=6, learning_rate=0.05, decay=0.6, label_smoothing=0.1
     ),
@@ -91,7 +93,7 @@ def cases(effort: Effort) -> list[Case]:
     """The trainings of a reproduction, the longest kinds first.
 
     Args:
-        effort: ``quick``: one seed, two thirds of the epochs, two budgets; ``full``: also 150 participants.
+        effort: ``quick``: one seed, two thirds of the epochs, two budgets; ``full``: also 150 participants, one seed.
     """
     seeds = range(effort.seed, effort.seed + (1 if effort.quick else 3))
 
@@ -103,16 +105,11 @@ def cases(effort: Effort) -> list[Case]:
         return replace(found, epochs=math.ceil(found.epochs * 2 / 3), decay=found.decay**1.5)
 
     made = []
+    if effort.full:
+        together = settings("theta0.1")
+        many = Case(name="n150/theta0.1", protection=together, participants=150, seed=effort.seed)
+        made.append(many)
     for seed in seeds:
-        if effort.full:
-            made.append(
-                Case(
-                    name="n150/theta0.1",
-                    protection=settings("theta0.1"),
-                    participants=150,
-                    seed=seed,
-                )
-            )
         made.append(
             Case(
                 name="centralised",
@@ -126,7 +123,10 @@ def cases(effort: Effort) -> list[Case]:
             Case(name=f"n30/{theta}", protection=settings(theta), participants=30, seed=seed)
             for theta in ("theta1", "theta0.1", "theta0.01")
         ]
-        made.append(Case(name="alone", protection=settings("alone"), participants=1, seed=seed))
+        made += [
+            Case(name=name, protection=settings(name), participants=1, seed=seed)
+            for name in ("alone", "alone-longer")
+        ]
     for budget in _BUDGETS[1:3] if effort.quick else _BUDGETS:
         private = replace(settings("svt"), epsilon_over_c=budget)
         name = f"n30/svt/epsilon_over_c{budget:g}"
@@ -276,18 +276,19 @@ def _figures(pairs: Sequence[tuple[Case, dict[str, Any]]]) -> list[Figure]:
         by_name.setdefault(case.name, []).append((case, found))
     order = sorted(by_name, key=lambda name: (name.startswith("n"), "svt" in name))
     made = [one for name in order for one in _of_name(name, by_name[name])]
-    alone = {c.seed: f["accuracy"] for c, f in by_name["alone"]}
-    gains = [f["accuracy"] - alone[c.seed] for c, f in by_name["n30/theta0.1"]]
-    tested = by_name["alone"][0][1]["tested"]
-    made.append(
-        figure(
-            "mnist/n30/theta0.1/gain_over_alone",
-            statistics.mean(gains),
-            _over_seeds(gains) or _of_difference(alone, by_name["n30/theta0.1"], tested),
-            len(gains),
-            settings={"unit": "share of the test images"},
+    together = by_name["n30/theta0.1"]
+    for name in ("alone", "alone-longer"):
+        alone = {c.seed: f["accuracy"] for c, f in by_name[name]}
+        gains = [f["accuracy"] - alone[c.seed] for c, f in together]
+        made.append(
+            figure(
+                f"mnist/n30/theta0.1/gain_over_{name}",
+                statistics.mean(gains),
+                _over_seeds(gains) or _of_difference(alone, together),
+                len(gains),
+                settings={"unit": "share of the test images"},
+            )
         )
-    )
     return made
 
 
@@ -361,12 +362,12 @@ def _over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _of_difference(
-    alone: dict[int, float], pairs: Sequence[tuple[Case, dict[str, Any]]], tested: int
+    alone: dict[int, float], pairs: Sequence[tuple[Case, dict[str, Any]]]
 ) -> tuple[float, float]:
     """One seed: the interval of two shares' difference, as if the test images were not the same."""
     ((case, found),) = pairs
     low, high = (
-        clopper_pearson(round(share * tested), tested)
+        clopper_pearson(round(share * found["tested"]), found["tested"])
         for share in (alone[case.seed], found["accuracy"])
     )
     return high[0] - low[1], high[1] - low[0]
