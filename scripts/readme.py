@@ -35,6 +35,8 @@ def _measured_on(result: dict[str, Any]) -> str:
     took = f"{result['seconds']:.0f} s"
     if "training_seconds" in result:
         took = f"{result['training_seconds']:.0f} s of training, in processes side by side,"
+    if result.get("quick") or result["settings"].get("quick"):
+        took += " (a quick run)"
     return (
         f"Measured in {took} on {machine['cores']} cores of {machine['processor']}, "
         f"torch {machine['torch']}."

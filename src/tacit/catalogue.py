@@ -357,6 +357,12 @@ def settings(dataset: str, *, quick: bool = False) -> Settings:
     ):  # 400 faces of 40 people: all are needed. Large bright images make large steps.
         full = replace(full, records=10, population=200, hidden=64, pool=4, learning_rate=0.05)
         records, population = 10, 200
+    elif dataset in ("pima", "wisconsin"):  # some 700 rows
+        full = replace(full, records=20, population=260)
+        records, population = 15, 200
+    elif dataset == "iris":  # 150 rows
+        full = replace(full, owners=5, records=5, population=100)
+        records, population = 5, 100
     elif dataset != "digits":
         full = replace(full, population=2000, hidden=64)
     return replace(full, seeds=1, records=records, population=population) if quick else full
@@ -477,14 +483,15 @@ def train(  # noqa: PLR0913 - each is an option of `tacit train`
     """
     if scheme not in SCHEMES:
         raise UnknownName("scheme", scheme, SCHEMES)
-    protection = SCHEMES[scheme]
+    told = []
     for change in changes:
         setting, _, value = change.partition("=")
         if not value:
             raise ConfigError(
                 f"a change is SETTING=VALUE, for instance theta_u=0.01; got {change!r}"
             )
-        protection = _with(scheme, protection, setting, change, value)
+        told.append((setting, change, value))
+    protection = _with(scheme, SCHEMES[scheme], told)
     on = Setting(
         dataset=dataset, model=model, owners=owners, records=records, split=split, seed=seed
     )
@@ -511,6 +518,7 @@ def _chosen(kind: str, wanted: Sequence[str | T] | None, known: Sequence[T]) -> 
 
 def _changed(chosen: Sequence[Row], changes: Sequence[str]) -> list[Row]:
     by_name = {row.name: row for row in chosen}
+    told: dict[str, list[tuple[str, str, str]]] = {}
     for change in changes:
         target, _, value = change.partition("=")
         name, _, setting = target.rpartition(".")
@@ -520,28 +528,40 @@ def _changed(chosen: Sequence[Row], changes: Sequence[str]) -> list[Row]:
             )
         if name not in by_name:
             raise UnknownName("protection in this run", name, by_name)
-        changed = _with(name, by_name[name].protection, setting, change, value)
+        told.setdefault(name, []).append((setting, change, value))
+    for name, settings_told in told.items():
+        changed = _with(name, by_name[name].protection, settings_told)
         by_name[name] = replace(by_name[name], protection=changed)
         for twin in [row for row in by_name.values() if row.twin_of == name]:
             by_name[twin.name] = replace(twin, protection=changed.sabotaged())
     return [by_name[row.name] for row in chosen]
 
 
-def _with(name: str, protection: Any, setting: str, change: str, value: str) -> Any:
-    """The protection with one setting changed."""
+def _with(name: str, protection: Any, changes: Sequence[tuple[str, str, str]]) -> Any:
+    """The protection with some settings changed, all at once: one may need another."""
     known = [f.name for f in fields(protection)]
-    if setting not in known:
-        raise UnknownName(f"setting of {name}", setting, known)
-    kind = get_type_hints(type(protection))[setting]
-    return replace(protection, **{setting: _converted(change, value, kind)})
+    kinds = get_type_hints(type(protection))
+    values = {}
+    for setting, change, value in changes:
+        if setting not in known:
+            raise UnknownName(f"setting of {name}", setting, known)
+        values[setting] = _converted(change, value, kinds[setting])
+    return replace(protection, **values)
 
 
 def _converted(change: str, value: str, kind: Any) -> Any:
-    """A setting's value from its text; ``kind`` is a number, an `Enum`, or one of these or None."""
+    """A setting's value from its text; ``kind`` is a number, text, an `Enum`, or one of these or None."""
     kinds = get_args(kind) or (kind,)
     if type(None) in kinds and value == "none":
         return None
-    (one,) = (k for k in kinds if k is not type(None))
+    plain = [
+        k for k in kinds if k in (int, float, str) or (isinstance(k, type) and issubclass(k, Enum))
+    ]
+    if len(plain) != 1:
+        raise ConfigError(
+            f"{change}: a setting of type {kind} cannot be given as text: make the row in Python"
+        )
+    (one,) = plain
     try:
         return one(value)
     except ValueError:

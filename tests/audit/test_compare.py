@@ -17,7 +17,7 @@ from tacit.audit.cells import ExposureAt, LeakageAt, Measurement, MembershipFrom
 from tacit.audit.compare import Row, compare, judge_cells
 from tacit.audit.world import Settings, train_judge
 from tacit.core.errors import ConfigError, DataError, Diverged, OutputError
-from tacit.nn.data import load
+from tacit.nn.data import available, load
 from tacit.parties.views import Observation
 from tacit.training.local_dp import LocalDP
 from tacit.training.plain import Centralised, FederatedSGD
@@ -411,3 +411,13 @@ def test_a_changed_setting_reaches_the_sabotaged_twin() -> None:
         "Nothing here is differentially private"
         in result["protections"][1]["claims"][0]["statement"]
     )
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("name", [item.name for item in available()])
+def test_the_default_sizes_fit_every_data_set(name: str, quick: bool) -> None:
+    (found,) = (item for item in available() if item.name == name)
+    sizes = catalogue.settings(name, quick=quick)
+    rows = found.rows_train + found.rows_test
+    assert 2 * sizes.owners * sizes.records + sizes.population <= rows
+    assert sizes.pool == 1 or len(found.input_shape) == 3

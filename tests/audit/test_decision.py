@@ -251,3 +251,15 @@ def test_costs_are_drawn_on_logarithms_and_written_beside(real):
         assert all(scale["left"] <= x <= scale["right"] for _, x in at)
     assert pictures.cost_plot([]) is None
     assert pictures.decision_plot([]) is None
+
+
+def test_a_row_on_which_an_attack_could_not_run_does_not_beat_one_on_which_it_did():
+    silent, judged = row("silent", 0.9, 0.05), row("judged", 0.9, 0.1)
+    silent["cells"]["b@server"] = {"verdict": "inconclusive", "value": None, "metric": "auc"}
+    judged["cells"]["b@server"] = judged["cells"]["a@scores"]
+    attacks = [{"name": n, "title": n, "metric": "auc"} for n in ("a@scores", "b@server")]
+    found = {c.name: c for c in choices({"attacks": attacks, "protections": [silent, judged]})}
+    assert found["judged"].beaten_by is None and found["judged"].efficient
+    silent["cells"]["b@server"] = judged["cells"]["b@server"] | {"value": 0.5}
+    found = {c.name: c for c in choices({"attacks": attacks, "protections": [silent, judged]})}
+    assert found["judged"].beaten_by == "silent"

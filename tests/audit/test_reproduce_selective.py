@@ -144,11 +144,30 @@ def test_what_another_version_left_or_a_damaged_file_is_run_again(stand_in, tmp_
     count = len(stand_in)
     file = tmp_path / "3.json"
     saved = json.loads(file.read_text())
-    for text in ("{", "[]", json.dumps({**saved, "sources": "another"})):
+    hollow = {**saved, "cases": {key: {} for key in saved["cases"]}}
+    for text in ("{", "[]", json.dumps({**saved, "sources": "another"}), json.dumps(hollow)):
         stand_in.clear()
         file.write_text(text)
         reproduce_selective(Effort(quick=True, folder=tmp_path))
         assert len(stand_in) == count
+
+
+def test_two_runs_in_one_folder_keep_both_their_trainings(tmp_path: Path) -> None:
+    one, other = (module._Kept.opened(tmp_path) for _ in range(2))
+    found = {"accuracy": 0.5, "tested": 10, "upload_bytes": 1, "seconds": 1.0, "epsilon": None}
+    first, second, *_ = cases(Effort())
+    one.keep(first, found)
+    other.keep(second, found)
+    assert module._Kept.opened(tmp_path).found.keys() == {first.key, second.key}
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_training(
+    stand_in: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="give another"):
+        reproduce_selective(Effort(quick=True, folder=tmp_path / "file"))
+    assert not stand_in
 
 
 def test_cases_with_other_settings_have_other_keys() -> None:

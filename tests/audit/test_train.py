@@ -107,6 +107,20 @@ def test_a_model_is_replaced_only_when_asked_and_nothing_is_trained_for_a_bad_fo
     train(overwrite=True)
 
 
+def test_settings_that_need_each_other_may_come_in_any_order() -> None:
+    for order in (1, -1):
+        changes = ["epsilon_over_c=500", "gamma=0.05"][::order]
+        result = tacit.train("selective-sgd", changes=[*changes, *FEW], owners=2, records=16)
+        assert result["protection"]["gamma"] == 0.05
+
+
+def test_a_folder_in_the_place_of_a_file_is_found_out_before_training(tmp_path: Path) -> None:
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(OutputError, match="is a folder"):
+        tacit.train("selective-sgd", changes=FEW, owners=2, records=20, out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
 def test_a_data_set_that_is_not_there_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1338,6 +1338,20 @@ def replace_gamma(server: ParameterServer, gamma: float) -> ParameterServer:
     return server
 
 
+def test_the_same_values_at_other_places_get_other_noise(task: Task) -> None:
+    size = flattened(parameters_of(task.start)).size
+    scheme = replace(PRIVATE, theta_d=0.5, epsilon_over_c=1e-3)
+    half = size // 2
+
+    def answer(places: np.ndarray) -> bytes:
+        work = Fixed(parameters_of(task.start), {0: np.zeros(size, np.float32)})
+        vector = np.zeros(size, np.float32)
+        vector[places] = 1
+        return encode(member(task, scheme, work).handle(packed("turn", places, vector, turn=0)))
+
+    assert answer(np.arange(half)) != answer(np.arange(half, 2 * half))
+
+
 def test_a_restored_member_answers_other_parameters_with_other_noise(task: Task) -> None:
     size = flattened(parameters_of(task.start)).size
     scheme = replace(PRIVATE, epsilon_over_c=1e-3)  # the answer is the noise

@@ -10,7 +10,7 @@ of the protocol knows; that all senders weigh the same; that no record occurs tw
 Per update the adversary takes the strongest road that it has:
 
 1. one record behind an update and a fully connected first layer with a bias: division (Phong et al.). If the update is
-   noisy, or only a part of it was seen, the leading singular vector weighs all units instead of trusting one;
+   noisy or clipped, or only a part of it was seen, the leading singular vector weighs all units instead of trusting one;
 2. otherwise: labels from the last bias (iDLG, or its greedy form for batches), then gradient matching (Geiping et al.), with
    the local steps simulated.
 """
@@ -187,7 +187,7 @@ def _divides_out(module: nn.Module | None, update: Update) -> bool:
 
 def _divided(update: Update, knowledge: Knowledge) -> Leaked:
     weight, bias, *rest = (t / update.scale for t in _tensors(update.arrays))
-    whole = update.seen is None and not update.noisy
+    whole = update.seen is None and not update.noisy and not update.clipped
     image = exact_recovery(weight, bias) if whole else spectral_recovery(weight, bias)
     last = rest[-1] if rest else bias
     image = image.nan_to_num(0.0).reshape(1, *(knowledge.input_shape or ()))

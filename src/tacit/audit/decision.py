@@ -31,7 +31,8 @@ class Choice:
         leak_interval: the 95 % interval of that attack's leak.
         worst: the title of the attack that leaked most; None where no attack had access.
         measured: how many attacks gave a figure.
-        whole: no attack failed or was left out, so that the worst leak is the worst of all.
+        attacks: the attacks that gave a figure, or had no access.
+        whole: no attack failed or was left out.
         seconds: of one training.
         bytes: sent by all roles.
         efficient: no row but a control is at least as good in accuracy, leak, time and bytes, and better in one.
@@ -48,6 +49,7 @@ class Choice:
     leak_interval: tuple[float, float] | None
     worst: str | None
     measured: int
+    attacks: frozenset[str]
     whole: bool
     seconds: float | None
     bytes: float | None
@@ -87,7 +89,12 @@ def choices(result: Result) -> list[Choice]:
 
 
 def beats(one: Choice, other: Choice) -> bool:
-    """Whether the first is at least as good in everything and better in something."""
+    """Whether the first is at least as good in everything and better in something.
+
+    A row on which an attack could not run does not beat one on which it did: its worst leak is over less.
+    """
+    if not one.attacks >= other.attacks:
+        return False
     pairs = [
         (a, b)
         for a, b in zip(one.figures, other.figures, strict=True)
@@ -118,6 +125,11 @@ def _choice(index: int, row: Result, attacks: Sequence[Result]) -> Choice:
         leak_interval=_leak_ends(worst[2]) if worst else None,
         worst=words.title(worst[1]) if worst else None,
         measured=len(leaks),
+        attacks=frozenset(
+            attack["name"]
+            for attack, cell in found
+            if words.measured(cell or {}) or words.state(cell).slug == "no-access"
+        ),
         whole=not {"failed", "absent"} & set(slugs),
         seconds=_number(cost.get("seconds")),
         bytes=_number(words.traffic(cost)),

@@ -60,8 +60,9 @@ def difference(before: Result, after: Result) -> dict[str, Any]:
 
 
 def is_worse(found: Mapping[str, Any]) -> bool:
-    """Whether a cell leaks that did not, or has lost its verdict."""
-    return bool(found["counts"]["worse"] or found["counts"]["lost"])
+    """Whether a cell leaks that did not, or has lost its verdict, or no cell could be compared."""
+    counts = found["counts"]
+    return bool(counts["worse"] or counts["lost"] or not counts["compared"])
 
 
 def _attacks(result: Result) -> list[Any]:
@@ -197,10 +198,12 @@ def _change(was: str, now: str, *, control: bool) -> str:
         return "other"
     if now in _NONE:
         return "lost" if was not in _NONE else "other"
-    if control or was in _NONE:
+    if control:
         return "other"
     if now == "leaks":
         return "worse"
+    if was in _HELD and now not in _HELD:
+        return "lost"
     return "better" if was == "leaks" and now in _HELD else "other"
 
 

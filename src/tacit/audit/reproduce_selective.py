@@ -247,24 +247,42 @@ class _Kept:
 
     @classmethod
     def opened(cls, folder: Path | None) -> _Kept:
-        """What an earlier run of this very code left; a damaged file, or another version's, counts as nothing."""
+        """What an earlier run of this very code left; a damaged file, or another version's, counts as nothing.
+
+        Raises:
+            OutputError: nothing can be kept there.
+        """
         kept = cls(folder / "3.json" if folder else None, sources_digest(), {})
-        if kept.path is None:
-            return kept
-        try:
-            saved = json.loads(kept.path.read_text())
-            if saved["sources"] == kept.sources:
-                kept.found = {key: dict(found) for key, found in saved["cases"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass
+        if folder is not None:
+            make_folder(folder)
+            kept._save()  # that this fails must show before hours of training
         return kept
 
     def keep(self, case: Case, found: dict[str, Any]) -> None:
         self.found[case.key] = found
+        self._save()
+
+    def _save(self) -> None:
         if self.path is None:
             return
-        make_folder(self.path.parent)
+        self.found = self._saved() | self.found  # another run in this folder may have finished some
         write_file(self.path, json.dumps({"sources": self.sources, "cases": self.found}))
+
+    def _saved(self) -> dict[str, dict[str, Any]]:
+        try:
+            saved = json.loads(self.path.read_text() if self.path else "{}")
+            if saved["sources"] != self.sources:
+                return {}
+            return {key: found for key, found in saved["cases"].items() if _is_whole(found)}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return {}
+
+
+def _is_whole(found: object) -> bool:
+    numbers = ("accuracy", "tested", "upload_bytes", "seconds")
+    return isinstance(found, dict) and all(
+        isinstance(found.get(name), int | float) for name in numbers
+    )
 
 
 # --- the figures

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from tacit.audit.files import make_folder, write_file
 from tacit.audit.provenance import header, plain
 from tacit.audit.statistics import clopper_pearson
 from tacit.core.coins import Coins
-from tacit.core.errors import ConfigError, TacitWarning, UnknownName
+from tacit.core.errors import ConfigError, OutputError, TacitWarning, UnknownName
 from tacit.nn.data import DataSet, load, split_by_label, split_iid
 from tacit.nn.federated import Progress, Task, silent
 from tacit.nn.local_work import accuracy
@@ -192,9 +193,16 @@ def _noted_warnings() -> Iterator[list[str]]:
 def _prepare(out: Path, overwrite: bool) -> None:
     """Find out before the training whether its result can be kept."""
     make_folder(out)
-    write_file(out / ".writable", "")
-    (out / ".writable").unlink()
-    if (out / "model.safetensors").exists() and not overwrite:
-        raise ConfigError(
-            f"{out} holds a model already: choose another folder with --out, or replace it with --overwrite"
-        )
+    for name in ("model.safetensors", "run.json"):
+        path = out / name
+        if path.is_dir():
+            raise OutputError(
+                f"{path} is a folder where a file is to be written: give another --out"
+            )
+        if path.exists() and not overwrite:
+            raise ConfigError(
+                f"{out} holds {name} of another run: choose another folder with --out, or replace it with --overwrite"
+            )
+    probe = out / f".{uuid.uuid4().hex}"
+    write_file(probe, "")
+    probe.unlink()

@@ -170,7 +170,8 @@ def check_rows(data: DataSet, settings: Settings) -> None:
     if need > have:
         raise ConfigError(
             f"{settings.owners} owners of {settings.records} records, as many non-members and a population of "
-            f"{settings.population} need {need} rows; {data.name} has {have}: use fewer owners or records"
+            f"{settings.population} need {need} rows; {data.name} has {have}: use fewer owners or records, "
+            "or a smaller population"
         )
 
 

@@ -254,7 +254,7 @@ def reproduce(
 ) -> None:
     """Rerun a headline result on its data and print the paper's figure beside ours.
 
-    Ctrl-C keeps the trainings that are finished; the same command goes on from there.
+    Where it consists of trainings (3), Ctrl-C keeps those that are finished, and the same command goes on from there.
     """
     from tacit.audit.figures import Effort
     from tacit.audit.provenance import header
@@ -387,7 +387,7 @@ def run(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     if code == _INTERRUPTED:
         _say(
-            "tacit: interrupted; what is finished is kept, and the same command goes on from there"
+            "tacit: interrupted; where a command keeps finished parts, the same command goes on from there"
         )
     if isinstance(code, int) and code:
         sys.exit(code)

@@ -123,6 +123,8 @@ def fetch(
         )
         with tempfile.TemporaryDirectory(dir=stash) as ready:
             files = _converted(name, home, contents, Path(ready), stash)
+            if kept:
+                _check_kept(name, root, files, Path(ready))
             for path in paths:
                 if path not in kept:
                     files[path.name].replace(path)
@@ -131,14 +133,22 @@ def fetch(
         raise OutputError(f"cannot write data set {name!r} into {root}: {error}") from error
     finally:
         _remove_if_empty(stash)
-    if kept:
-        _check_kept(name, root)
     return Fetched(name=name, files=paths, fresh=True)
 
 
-def _check_kept(name: str, root: Path) -> None:
+def _check_kept(
+    name: str, root: Path, new: Mapping[str, Path] | None = None, ready: Path | None = None
+) -> None:
+    """Check what is there already, beside what is new in ``ready``, before anything is moved."""
     try:
-        load(name, root)
+        if new is None or ready is None:
+            load(name, root)
+            return
+        with tempfile.TemporaryDirectory(dir=ready) as together:
+            for file, path in new.items():
+                there = root / file
+                shutil.copyfile(there if there.exists() else path, Path(together) / file)
+            load(name, together)
     except DataError as error:
         raise DataError(
             f"what is there already is not good, and was left alone: {error}. Move it away, or ask for "

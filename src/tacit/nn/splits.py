@@ -34,7 +34,7 @@ def split_by_label(labels: Tensor, owners: int, generator: torch.Generator) -> l
     """Deal rows out so that owners see different labels: the hard case of collaborative learning.
 
     With no more owners than labels, each label goes to one owner, in ascending order. With more, the
-    rows are sorted by label and cut evenly, so that an owner sees one label, or two that adjoin.
+    rows are sorted by label and cut evenly, so that an owner sees one label, or some that adjoin.
 
     Args:
         labels: label of each row, shape (rows,).

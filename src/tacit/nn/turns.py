@@ -55,7 +55,7 @@ class Turns:
         each: turns of every owner.
         seed: of random orders.
         at_least: owners who must take all their turns; None for all. Others may drop out and come back.
-        deadline: seconds that a turn may take.
+        deadline: seconds that a turn may take; in the asynchronous schedule, seconds in which no owner answers.
     """
 
     schedule: Schedule

@@ -241,6 +241,7 @@ class Update:
         batch_size: records behind each step of each sender.
         senders: how many senders are summed in it (their mean is what the arrays hold).
         noisy: it carries noise or a mask.
+        clipped: its values were bounded one by one.
         seen: where only a part of the update was seen, one boolean array a parameter; elsewhere the arrays hold 0.
     """
 
@@ -253,6 +254,7 @@ class Update:
     batch_size: int = 1
     senders: int = 1
     noisy: bool = False
+    clipped: bool = False
     seen: Arrays | None = field(default=None, repr=False)
 
 

@@ -245,10 +245,10 @@ class SelectiveMember:
             return Message("thanks")
         change = self._learned(local, turn)
         self._next, self._local = turn + 1, local + change
-        # A stream a turn and download: a member that was restored from a backup, and is sent other parameters, must not
-        # answer with the same noise, or the difference of both answers would have none.
-        asked = hashlib.sha256(values.tobytes()).hexdigest()
-        coins = self._coins.child(f"turn {turn}, download {asked}")
+        # A stream a turn and local copy: a member that was restored from a backup, and starts from other parameters, must
+        # not answer with the same noise, or the difference of both answers would have none.
+        copied = hashlib.sha256(local.tobytes()).hexdigest()
+        coins = self._coins.child(f"turn {turn}, copy {copied}")
         chosen, vector = self._selector.select(change, coins)
         return packed("upload", chosen, vector, examples=self._examples)
 
@@ -671,6 +671,7 @@ class SelectiveSGD:
             steps=examples // self.batch_size,
             batch_size=self.batch_size,
             noisy=self.epsilon_over_c is not None,
+            clipped=self.gamma is not None,
         )
         return replace(made, **more)  # type: ignore[arg-type]
 
