@@ -183,7 +183,8 @@ def _noted_warnings() -> Iterator[list[str]]:
         show = warnings.showwarning
 
         def note(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-            said.append(str(message))
+            if issubclass(category, TacitWarning):
+                said.append(str(message))
             show(message, category, *rest)
 
         warnings.showwarning = note  # type: ignore[assignment]
