@@ -363,6 +363,8 @@ def settings(dataset: str, *, quick: bool = False) -> Settings:
     elif dataset == "iris":  # 150 rows
         full = replace(full, owners=5, records=5, population=100)
         records, population = 5, 100
+    elif dataset == "cifar10":  # 3,072 bright pixels: large steps, as with faces
+        full = replace(full, population=2000, hidden=64, learning_rate=0.02)
     elif dataset != "digits":
         full = replace(full, population=2000, hidden=64)
     return replace(full, seeds=1, records=records, population=population) if quick else full
