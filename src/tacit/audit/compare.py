@@ -21,11 +21,10 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import tacit
 from tacit.audit import statistics
 from tacit.audit.cells import Measurement, Plan, Protection, Trial, pooled
+from tacit.audit.figures import one_thread
 from tacit.audit.files import write_file
 from tacit.audit.provenance import header, plain, sources_digest
 from tacit.audit.report import read_report, write_report
@@ -213,17 +212,13 @@ def compare(
             progress=_Progress.opened(out, fingerprint, overwrite=overwrite),
             watch=watch or _nobody,
         )
-        threads = torch.get_num_threads()
-        # Nets this small are slower on several threads, many times so on a busy machine.
-        torch.set_num_threads(1)
         try:
-            comparison.run()
+            with one_thread():
+                comparison.run()
         except (KeyboardInterrupt, TacitError):
             if out is not None and comparison.progress.any_cell():
                 write_report(comparison.report(complete=False), out)
             raise
-        finally:
-            torch.set_num_threads(threads)
         result = comparison.report(complete=True)
         if out is not None:
             write_report(result, out)

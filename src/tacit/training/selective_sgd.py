@@ -312,8 +312,7 @@ class ParameterServer:
         turn = self.taken.get(role, 0)
         self.taken[role] = turn + 1
         if role not in self.started:  # a lost first download must not be followed by a part
-            model = unflattened(self.parameters, self.like)
-            return Message("start", turn=turn, participants=participants, model=model)
+            return Message("start", turn=turn, participants=participants, model=self.model())
         if self.most_down == self.parameters.size:
             places = np.arange(self.parameters.size)
         else:
