@@ -7,7 +7,7 @@ BIN     = $(VENV)/bin
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py native/build.py $(wildcard native/*.c native/*.h)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "tacit needs Python 3.11 or newer; try: make PYTHON=python3.12 " + "$(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -25,4 +25,16 @@ test: lint
 	$(BIN)/pytest -n 2
 
 clean:
-	rm -rf $(VENV) demo-report build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-report build *.egg-info src/tacit/crypto/_native.* .pytest_cache .mypy_cache .ruff_cache
+
+# What benchmarks compare with lives apart from the package, each peer in an environment of its own.
+FLOWER  = .peers/flower
+
+.PHONY: peers
+peers: $(FLOWER)/.installed-1.41.0
+
+$(FLOWER)/.installed-1.41.0:
+	$(PYTHON) -m venv $(FLOWER)
+	$(FLOWER)/bin/pip install --quiet --disable-pip-version-check \
+		flwr==1.41.0 numpy==2.4.6 cryptography==50.0.2 pycryptodome==3.24.1
+	@touch $@

@@ -159,7 +159,7 @@ def test_keys_and_agreement_are_those_of_rfc_7748_section_6_1():
         "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
     )
     assert bob.public.hex() == "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
-    assert keys._agree(alice, bob.public).hex() == keys._agree(bob, alice.public).hex() == shared
+    assert keys.agree(alice, bob.public).hex() == keys.agree(bob, alice.public).hex() == shared
 
 
 def test_a_seal_is_what_its_description_says(sealed, sender, recipient, coins):

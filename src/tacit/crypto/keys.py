@@ -1,25 +1,26 @@
-"""Keys of parties, and messages that one member seals to another through the coordinator.
+"""Keys of parties, messages that one member seals to another through the coordinator, and signatures.
 
 Sealing is authenticated public-key encryption: an ephemeral X25519 key and the sender's own are both agreed with the
 recipient's; HKDF-SHA-256 over both secrets, all three public keys and the context gives a one-time AES-256-GCM key. Only the
 recipient opens it, and only what this sender sealed for this context opens.
 
-Source: RFC 7748 (X25519), RFC 5869 (HKDF), NIST SP 800-38D (GCM); the shape is that of RFC 9180's Auth mode, with coins
-from `Coins`.
+Source: RFC 7748 (X25519), RFC 5869 (HKDF), NIST SP 800-38D (GCM), RFC 8032 (Ed25519); the shape of sealing is that of
+RFC 9180's Auth mode, with coins from `Coins`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tacit.core.coins import Coins
-from tacit.core.errors import ConfigError, DecryptionFailed
+from tacit.core.errors import CheatingDetected, ConfigError, DecryptionFailed
 
 OVERHEAD = 32 + 16
 """Bytes that sealing adds: the ephemeral public key and the tag."""
@@ -60,7 +61,14 @@ def key_pair_from(secret: bytes) -> KeyPair:
     return KeyPair(private, private.public_key().public_bytes_raw())
 
 
-def _agree(key: KeyPair, public: bytes) -> bytes:
+def agree(key: KeyPair, public: bytes) -> bytes:
+    """The secret that the holders of both private keys share, 32 bytes: derive keys from it, use it for nothing else.
+
+    Raises:
+        DecryptionFailed: ``public`` is not a usable public key.
+
+    Source: RFC 7748, section 6.1.
+    """
     try:
         return key.secret.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:
@@ -92,7 +100,7 @@ def seal(plain: bytes, *, sender: KeyPair, recipient: bytes, context: bytes, coi
     **Leaks**: the length of ``plain``. **Cost**: `OVERHEAD` bytes.
     """
     ephemeral = generate(coins)
-    shared = _agree(ephemeral, recipient) + _agree(sender, recipient)
+    shared = agree(ephemeral, recipient) + agree(sender, recipient)
     key = _message_key(shared, ephemeral.public, sender.public, recipient, context)
     return ephemeral.public + key.encrypt(_ONE_USE, plain, None)
 
@@ -104,7 +112,7 @@ def unseal(sealed: bytes, *, sender: bytes, recipient: KeyPair, context: bytes) 
         DecryptionFailed: it is damaged, or from another sender, to another recipient or for another context.
     """
     ephemeral, body = sealed[:32], sealed[32:]
-    shared = _agree(recipient, ephemeral) + _agree(recipient, sender)
+    shared = agree(recipient, ephemeral) + agree(recipient, sender)
     key = _message_key(shared, ephemeral, sender, recipient.public, context)
     try:
         return key.decrypt(_ONE_USE, body, None)
@@ -113,3 +121,41 @@ def unseal(sealed: bytes, *, sender: bytes, recipient: KeyPair, context: bytes) 
             "a sealed message does not open: it was changed on its way, or sealed by another sender, to another "
             "recipient or for another context"
         ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """An Ed25519 key pair: who a party is. Its ``repr`` shows no part of the secret.
+
+    Args:
+        secret: the private key.
+        public: 32 bytes, for a registry that everybody trusts.
+    """
+
+    secret: Ed25519PrivateKey
+    public: bytes
+
+    def __repr__(self) -> str:
+        return f"SigningKey(public={self.public.hex()[:8]}...)"
+
+    def sign(self, message: bytes) -> bytes:
+        """A signature, 64 bytes."""
+        return self.secret.sign(message)
+
+
+def signing_key(coins: Coins) -> SigningKey:
+    """A fresh signing key."""
+    secret = Ed25519PrivateKey.from_private_bytes(coins.bytes(32))
+    return SigningKey(secret, secret.public_key().public_bytes_raw())
+
+
+def verify(signature: bytes, message: bytes, *, signer: bytes, what: str) -> None:
+    """Raise unless the holder of the public key ``signer`` signed the message.
+
+    Raises:
+        CheatingDetected: it did not; says ``what`` was not signed.
+    """
+    try:
+        Ed25519PublicKey.from_public_bytes(signer).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        raise CheatingDetected(f"the signature on {what} is not its sender's") from None

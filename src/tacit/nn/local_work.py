@@ -13,14 +13,11 @@ from enum import Enum
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from tacit.core.errors import ConfigError, Diverged, UnsupportedLayer
 from tacit.core.wire import Array
-
-FloatArray = npt.NDArray[np.float32]
 
 
 class Share(Enum):
@@ -69,22 +66,6 @@ def parameters_of(module: nn.Module) -> list[Array]:
             "in place of batch normalisation"
         )
     return [p.detach().cpu().numpy().astype(np.float32, copy=True) for p in module.parameters()]
-
-
-def flattened(arrays: Sequence[Array]) -> FloatArray:
-    """The arrays as one float32 vector."""
-    return np.concatenate([np.asarray(a, np.float32).reshape(-1) for a in arrays])
-
-
-def unflattened(vector: FloatArray, like: Sequence[Array]) -> tuple[FloatArray, ...]:
-    """The vector cut into arrays of those shapes.
-
-    Raises:
-        ValueError: it is shorter or longer.
-    """
-    cuts = np.cumsum([a.size for a in like])
-    parts = np.split(vector, cuts[:-1])
-    return tuple(part.reshape(a.shape) for part, a in zip(parts, like, strict=True))
 
 
 def load_parameters(module: nn.Module, arrays: Sequence[Array]) -> None:

@@ -99,7 +99,8 @@ class LocalHub:
         self._faults.check(members)
         self._timing = timing or Timing()
         self._jitter = Coins.from_seed(self._timing.seed)
-        self._events: list[tuple[Seconds, int, _Event]] = []
+        # By time; at the same time replies go first, so that a coordinator can let go of one before the next is made.
+        self._events: list[tuple[Seconds, bool, int, _Event]] = []
         self._sequence = 0
         self._tickets = 0
         self._open: Counter[Role] = Counter()  # requests without a reply so far
@@ -134,9 +135,9 @@ class LocalHub:
         self._members[role] = member
         self._faults.revive(role)
         self._busy[role] = self.now
-        self._events[:] = [e for e in self._events if e[2].role != role or e[2].is_reply]
+        self._events[:] = [e for e in self._events if e[-1].role != role or e[-1].is_reply]
         heapq.heapify(self._events)
-        self._open[role] = sum(event.role == role for _, _, event in self._events)
+        self._open[role] = sum(event.role == role for *_, event in self._events)
 
     def post(self, requests: Mapping[Role, Message]) -> Ticket:
         """Send each member its request and return at once. Replies to it will carry the ticket.
@@ -168,7 +169,7 @@ class LocalHub:
 
     def _schedule(self, delay: Seconds, event: _Event) -> None:
         self._sequence += 1
-        heapq.heappush(self._events, (self.now + delay, self._sequence, event))
+        heapq.heappush(self._events, (self.now + delay, not event.is_reply, self._sequence, event))
 
     def _stretched(self, delay: Seconds) -> Seconds:
         if not delay or not self._timing.jitter:
@@ -183,7 +184,7 @@ class LocalHub:
         end = self.now + deadline
         events = self._events
         while events and events[0][0] <= end:
-            at, _, event = heapq.heappop(events)
+            at, *_, event = heapq.heappop(events)
             self.now = max(self.now, at)
             if not event.is_reply:
                 self._deliver(event)

@@ -1,0 +1,194 @@
+"""What the parties of secure aggregation agree on, and what follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from tacit.core.errors import ConfigError, ProtocolError
+from tacit.core.wire import Message, Value, encode
+from tacit.crypto import shamir
+from tacit.crypto.masks import expand_add
+from tacit.crypto.packing import packed_bytes
+from tacit.crypto.quantisation import Quantiser
+from tacit.parties.neighbours import Sharing
+
+Bytes = npt.NDArray[np.uint8]
+Flags = npt.NDArray[np.bool_]
+Integers = npt.NDArray[np.unsignedinteger]
+
+VERSION = 1
+SEED = shamir.SECRET_BYTES
+SHARE = 8 * shamir.LIMBS
+"""Bytes of a share of one secret."""
+BOX = 2 * SHARE + 16
+"""Bytes of a sealed pair of shares, of b_v and of q_v, with the tag."""
+EXTRA = 2
+"""Values beside the update: examples, and the share of its values that was clipped."""
+SELF, RECOVERY = 0, 1
+"""Which of a member's two secrets."""
+
+
+class Adversary(Enum):
+    """Whom the server's learning nothing but the sum holds against."""
+
+    SEMI_HONEST = "semi-honest"
+    ACTIVE = "active"
+
+
+class Masks(Enum):
+    """What is added to an update before it leaves. NONE is for controls: it protects nothing."""
+
+    BOTH = "both"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """What all parties must have agreed on before they begin.
+
+    Args:
+        participants: enrolled members, n; each has a number from 0 to n - 1, in the order of roles.
+        dimension: values of an update.
+        clip: values are limited to [-clip, clip].
+        bits: of a quantised value.
+        max_examples: the most examples that an update may count.
+        adversary: semi-honest, or active.
+        sharing: neighbours and threshold; a degree of n - 1 is the complete graph.
+
+    Raises:
+        ConfigError: numbers that do not go together; says which.
+
+    Source: thresholds, [6] section 6: semi-honest t > n/2 (so that no two disjoint sets recover), active t > 2n/3.
+    """
+
+    participants: int
+    dimension: int
+    clip: float
+    bits: int
+    max_examples: int
+    adversary: Adversary
+    sharing: Sharing
+
+    def __post_init__(self) -> None:
+        n, t, degree = self.participants, self.sharing.threshold, self.sharing.degree
+        _ = self.quantiser  # checks clip and bits
+        if n < 2 or self.dimension < 1 or n.bit_length() + self.bits > 63:
+            raise ConfigError(
+                f"2 participants, one value and a sum below 2^63 expected, got {n}, {self.dimension} and {self.bits} bits"
+            )
+        if not 1 <= self.max_examples < self.quantiser.levels:
+            raise ConfigError(
+                f"max_examples from 1 to 2^bits - 1 = {self.quantiser.levels - 1} expected, got {self.max_examples}: "
+                "more bits make room for more"
+            )
+        if degree == n - 1:
+            least = least_threshold(n, self.adversary)
+            if not least <= t <= n:
+                raise ConfigError(
+                    f"a threshold from {least} to {n} expected for {n} participants ({self.adversary.value}), got {t}"
+                )
+        elif self.adversary is Adversary.ACTIVE:
+            raise ConfigError("the active variant needs the complete graph: graph=complete")
+        elif not 1 <= t <= degree < n:
+            raise ConfigError(
+                f"a threshold up to the degree, and that below {n}, expected, got {t} and {degree}"
+            )
+
+    @property
+    def quantiser(self) -> Quantiser:
+        """Values <-> integers."""
+        return Quantiser(clip=self.clip, bits=self.bits)
+
+    @property
+    def width(self) -> int:
+        """Bits of a summed value: the sum of n integers below 2^bits fits."""
+        return (self.participants * (self.quantiser.levels - 1)).bit_length()
+
+    @property
+    def dtype(self) -> type[np.uint32] | type[np.uint64]:
+        """In which sums are computed."""
+        return np.uint32 if self.width <= 32 else np.uint64
+
+    @property
+    def length(self) -> int:
+        """Values that are summed: the update's, and two more."""
+        return self.dimension + EXTRA
+
+    @property
+    def holders(self) -> int:
+        """Holders of each member's shares."""
+        return self.sharing.degree + 1
+
+    def fields(self) -> dict[str, Value]:
+        """The agreement as fields of a message."""
+        return {
+            "adversary": self.adversary.value, "bits": self.bits, "clip": self.clip, "degree": self.sharing.degree,
+            "dimension": self.dimension, "max_examples": self.max_examples, "participants": self.participants,
+            "threshold": self.sharing.threshold, "version": VERSION,
+        }  # fmt: skip
+
+    def digest(self, session: bytes) -> bytes:
+        """Binds keys and signatures to the agreement and the session."""
+        return hashlib.sha256(session + encode(Message("agreement", **self.fields()))).digest()
+
+    def check(self, request: Message) -> None:
+        """Raise unless the server's agreement is this one.
+
+        Raises:
+            ProtocolError: names the field that differs.
+        """
+        for name, own in self.fields().items():
+            theirs = request.fields.get(name)
+            if theirs != own:
+                said = str(theirs)[:40]
+                raise ProtocolError(
+                    f"this member agreed on {name} = {own!r}, the server says {said}: give all the same settings"
+                )
+
+    def error_bound(self, survivors: int, examples: int) -> float:
+        """The most by which a value of the weighted mean differs from that of the clipped updates."""
+        return survivors * self.quantiser.step * self.max_examples / examples
+
+
+def least_threshold(participants: int, adversary: Adversary) -> int:
+    """The least threshold of the complete graph.
+
+    Source: [6] section 6.
+    """
+    if adversary is Adversary.ACTIVE:
+        return 2 * participants // 3 + 1
+    return participants // 2 + 1
+
+
+def bytes_of_round(agreement: Agreement) -> dict[str, int]:
+    """Bytes of the values in one member's messages of a round in which nobody drops out, frames' headers left out.
+
+    Without the model. ``keys`` is sent and received once a session. The whole is the sum of all of them.
+    """
+    n, active = agreement.holders, agreement.adversary is Adversary.ACTIVE
+    signature = 64 * active
+    return {
+        "keys": 32 + signature + n * (8 + 1 + 32 + signature),
+        "shares": n * (BOX + SEED) + 64,
+        "boxes": n * (1 + BOX),
+        "vector": packed_bytes(agreement.length, agreement.width),
+        "check": active * (agreement.participants + 64),
+        "unmask": n + active * n * 65 + n * SHARE,
+    }
+
+
+def stream(seed: Bytes, count: int) -> Bytes:
+    """``count`` bytes, a multiple of 16, of the key stream of a seed."""
+    words = np.zeros(count // 4, np.uint32)
+    expand_add(words, seed.reshape(1, SEED), np.ones(1, np.int8))
+    return words.view(np.uint8)
+
+
+def hashed(secret: Bytes) -> Bytes:
+    """What a member commits to a secret by."""
+    return np.frombuffer(hashlib.sha256(b"tacit/secret/1" + secret.tobytes()).digest(), np.uint8)

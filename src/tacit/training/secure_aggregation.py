@@ -1,0 +1,485 @@
+"""Federated averaging, or SGD, whose server learns sums of updates and no single one ([6]).
+
+Bonawitz et al., "Practical secure aggregation for privacy-preserving machine learning", CCS 2017. The protocol, with its
+waves, what was changed from the paper and the argument for sessions, stands in `tacit.parties.secure_sum`; this file
+trains over it.
+
+Who holds what: each owner its records; the server the model. Kept from the server, even together with fewer than t owners:
+every single owner's update and how many examples are behind it. Steps, in each round: (1) the server hands out the model;
+(2) each owner computes its update by its `LocalWork`, limits every value to [-clip, clip], weighs it by its examples
+over max_examples, and quantises it with stochastic rounding; (3) owners and server run secure aggregation over it, beside
+the number of examples and the share of values that had to be limited; (4) the server moves the model by the weighted mean.
+
+Owners who drop out of a round are not in its sum, and back in the next. Below t the round ends in `TooFewParties`, with the
+model as it was.
+
+**Leaks**: to the server, the weighted mean of each round, the examples in all, the share of values that were limited, and
+who took part; to owners, the model of each round. What a sum says about one record is not bounded: see the matrix.
+**Cost**: two waves a round and `tacit.parties.secure_sum.agreement.bytes_of_round` bytes an owner, beside the model.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+
+import numpy as np
+from torch import nn
+
+from tacit.core.claims import Basis, Claim
+from tacit.core.coins import Coins
+from tacit.core.errors import ConfigError, TacitWarning
+from tacit.core.wire import Array, Message
+from tacit.crypto import keys
+from tacit.crypto.packing import unpack
+from tacit.crypto.quantisation import Quantiser
+from tacit.nn.federated import Progress, Rounds, Task, check_sgd, honest_work, silent
+from tacit.nn.local_work import HonestTraining, LocalWork, Share, load_parameters, parameters_of
+from tacit.nn.vectors import unflattened
+from tacit.parties.links.local import LocalHub
+from tacit.parties.neighbours import Sharing, choose_sharing
+from tacit.parties.roles import SERVER, Role
+from tacit.parties.runs import Opened, Run
+from tacit.parties.secure_sum.agreement import EXTRA, Adversary, Agreement, Masks, least_threshold
+from tacit.parties.secure_sum.member import SecureAggregationMember
+from tacit.parties.secure_sum.server import (
+    Aggregate,
+    Session,
+    advertise_keys,
+    aggregate,
+    share_keys,
+)
+from tacit.parties.star import Hub, Seconds, ask
+from tacit.parties.views import COUNTS, Observation, Recording, Update, View
+
+
+class Graph(Enum):
+    """Who shares secrets with whom."""
+
+    COMPLETE = "complete"
+    REGULAR = "regular"
+
+
+class Federated(Enum):
+    """What an update is, and how the model moves."""
+
+    AVERAGING = "averaging"  # the change of the model over local steps; the model moves by the mean
+    SGD = "sgd"  # the gradient of one batch; the model moves against the mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecureAggregation:
+    """Federated averaging, or SGD, whose server sees sums only.
+
+    Args:
+        federated: averaging, or sgd.
+        rounds: number of rounds.
+        local_steps: steps of each owner in a round; 0 for as many as go through its records once. 1 for sgd.
+        batch_size: records a step.
+        learning_rate: of the local steps (averaging), or of the server's step (sgd).
+        clip: each value of an update is limited to [-clip, clip]; what had to be limited is reported.
+        bits: of a quantised value.
+        graph: complete, or regular (for hundreds of owners and more).
+        threshold: shares that recover a secret in the complete graph; by default the least that is safe.
+        corrupted: regular graph: the share of owners that may collude with the server.
+        dropped: regular graph: the share of owners that may drop out of a round.
+        failure: regular graph: the wanted bound on the probability that the graph fails.
+        adversary: semi-honest, or active.
+        session_rounds: rounds before keys are renewed, and owners who missed the last session's start can join.
+        deadline: seconds that a wave may take.
+        threads: in which masks are expanded.
+        masks: none is for controls: it protects nothing.
+    """
+
+    federated: Federated = Federated.AVERAGING
+    rounds: int = 120
+    local_steps: int = 5
+    batch_size: int = 4
+    learning_rate: float = 0.1
+    clip: float = 1.0
+    bits: int = 16
+    graph: Graph = Graph.COMPLETE
+    threshold: int | None = None
+    corrupted: float = 0.1
+    dropped: float = 0.3
+    failure: float = 2.0**-30
+    adversary: Adversary = Adversary.SEMI_HONEST
+    session_rounds: int = 100
+    deadline: Seconds = 600.0
+    threads: int = 1
+    masks: Masks = Masks.BOTH
+
+    def __post_init__(self) -> None:
+        _ = Quantiser(clip=self.clip, bits=self.bits), Rounds(rounds=self.rounds, rate=1.0)
+        check_sgd(
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            local_steps=self.local_steps or 1,
+        )
+        if self.federated is Federated.SGD and self.local_steps != 1:
+            raise ConfigError(
+                f"sgd shares one gradient a round: local_steps must be 1, got {self.local_steps}"
+            )
+        if self.graph is Graph.REGULAR and self.threshold is not None:
+            raise ConfigError(
+                "the regular graph's threshold follows from corrupted, dropped and failure: leave it out"
+            )
+        if min(self.session_rounds, self.threads) < 1 or not self.deadline > 0:
+            raise ConfigError(
+                "session_rounds and threads of at least 1 and a deadline above 0 expected, got "
+                f"{self.session_rounds}, {self.threads} and {self.deadline}"
+            )
+
+    @property
+    def rate(self) -> float:
+        """The model moves by ``rate`` times the mean update."""
+        return 1.0 if self.federated is Federated.AVERAGING else -self.learning_rate
+
+    def agree(self, participants: int, *, dimension: int, max_examples: int) -> Agreement:
+        """What so many parties agree on.
+
+        Args:
+            participants: how many.
+            dimension: values of an update.
+            max_examples: the most examples that an update counts.
+
+        Raises:
+            ConfigError: the settings do not go together with these numbers.
+        """
+        if self.graph is Graph.REGULAR:
+            sharing = choose_sharing(
+                participants, corrupted=self.corrupted, dropped=self.dropped, failure=self.failure
+            )
+        else:
+            least = least_threshold(participants, self.adversary)
+            sharing = Sharing(degree=participants - 1, threshold=self.threshold or least)
+        return Agreement(
+            participants=participants,
+            dimension=dimension,
+            clip=self.clip,
+            bits=self.bits,
+            max_examples=max_examples,
+            adversary=self.adversary,
+            sharing=sharing,
+        )
+
+    def members(
+        self,
+        work: Mapping[Role, LocalWork],
+        agreement: Agreement,
+        like: Sequence[Array],
+        *,
+        coins: Coins,
+    ) -> dict[Role, SecureAggregationMember]:
+        """A member around each role's work; for the active variant with fresh signing keys, in a registry that all trust."""
+        roles = sorted(work)
+        identities: dict[Role, keys.SigningKey] = {}
+        if self.adversary is Adversary.ACTIVE:
+            identities = {role: keys.signing_key(coins.child(f"identity/{role}")) for role in roles}
+        return {
+            role: SecureAggregationMember(
+                work[role],
+                agreement,
+                number,
+                coins=coins.child(f"member/{role}"),
+                rounds=self.rounds,
+                like=like,
+                masks=self.masks,
+                identity=identities.get(role),
+                registry=[identities[one].public for one in roles] if identities else (),
+                threads=self.threads,
+            )
+            for number, role in enumerate(roles)
+        }
+
+    def coordinate(
+        self,
+        hub: Hub,
+        start: Sequence[Array],
+        agreement: Agreement,
+        *,
+        coins: Coins,
+        progress: Progress = silent,
+        watch: Callable[[int, Aggregate], None] | None = None,
+    ) -> list[Array]:
+        """The server's part: train, and hand out the finished model.
+
+        Args:
+            hub: the star of `SecureAggregationMember` s.
+            start: the model's parameters, float32.
+            agreement: what all agreed on.
+            coins: for sessions' names and graphs.
+            progress: told after each round.
+            watch: given what the server learned of each round.
+
+        Returns:
+            The model's parameters.
+
+        Raises:
+            TooFewParties: fewer than the threshold were left; the model of the last whole round is lost with the call.
+            CheatingDetected: somebody's messages do not fit; names who.
+
+        Warns:
+            TacitWarning: values were clipped; an owner refused to take part, or returned wrong shares.
+        """
+        model = [np.asarray(array, np.float32) for array in start]
+        session: Session | None = None
+        said: set[Role] = set()
+        clipped: list[float] = []
+        for round in range(self.rounds):
+            if session is None or round % self.session_rounds == 0:
+                session = advertise_keys(
+                    hub, agreement, coins=coins.child(f"session {round}"), round=round, deadline=self.deadline,
+                    masks=self.masks, threads=self.threads,
+                )  # fmt: skip
+                share_keys(session, round=round)
+            last = round + 1 == self.rounds or (round + 1) % self.session_rounds == 0
+            found = aggregate(session, model, round=round, share_next=not last)
+            with hub.cost.timed(hub.coordinator):
+                move = unflattened((self.rate * found.mean).astype(np.float32), model)
+                model = [m + u for m, u in zip(model, move, strict=True)]
+            clipped.append(found.clipped)
+            _warn_of(found, round, said)
+            if watch is not None:
+                watch(round, found)
+            progress(round + 1, self.rounds)
+        if max(clipped) > 0:
+            count, worst = sum(share > 0 for share in clipped), max(clipped)
+            warnings.warn(
+                f"in {count} of {self.rounds} rounds values of updates were beyond +-{self.clip:g} and were "
+                f"limited to it, up to {worst:.2%} of a round's (round {clipped.index(worst)}): raise clip",
+                TacitWarning,
+                stacklevel=3,
+            )
+        finished = Message("finished", model=list(model), round=self.rounds)
+        ask(hub, dict.fromkeys(hub.members(), finished), at_least=0, deadline=self.deadline)
+        return list(model)
+
+    def train(
+        self,
+        task: Task,
+        *,
+        coins: Coins,
+        recording: Recording = COUNTS,
+        progress: Progress = silent,
+    ) -> Run[Opened[nn.Module]]:
+        """Train on the task's records, all parties in this process.
+
+        Args:
+            task: what is to be learned, by whom.
+            coins: where all secrets come from.
+            recording: what to keep of the views.
+            progress: told after each round.
+
+        Raises:
+            ConfigError: the settings do not go together with the number of owners.
+            DataError: an owner's records are not finite; names the owner.
+            TooFewParties: fewer owners than the threshold were left.
+        """
+        work = self.work(task)
+        start = parameters_of(task.start)
+        agreement = self.agree(
+            len(work),
+            dimension=sum(array.size for array in start),
+            max_examples=max(one.batch_size * one.local_steps for one in work.values()),
+        )
+        hub = LocalHub(self.members(work, agreement, start, coins=coins), recording=recording)
+        model = copy.deepcopy(task.start)
+        trained = self.coordinate(
+            hub, start, agreement, coins=coins.child("server"), progress=progress
+        )
+        load_parameters(model, trained)
+        return Run(
+            output=Opened(model, (SERVER, *work)),
+            cost=hub.cost,
+            views=hub.views,
+            claims=self.claims(agreement),
+            settings={k: v.value if isinstance(v, Enum) else v for k, v in asdict(self).items()},
+            seeded=coins.seeded,
+        )
+
+    def work(self, task: Task) -> dict[Role, HonestTraining]:
+        """Honest training on its own records for every owner of the task.
+
+        Raises:
+            DataError: an owner's records are not finite; names the owner.
+        """
+        averaging = self.federated is Federated.AVERAGING
+        return honest_work(
+            task,
+            Share.CHANGE if averaging else Share.GRADIENT,
+            batch_size=self.batch_size,
+            local_steps=self.local_steps,
+            learning_rate=self.learning_rate if averaging else 0.0,
+        )
+
+    def claims(self, agreement: Agreement) -> tuple[Claim, ...]:
+        """What is claimed of a run with these settings."""
+        records = Claim(
+            statement="No record leaves its owner.",
+            basis=Basis.PROVED,
+            source="by construction: a member's only replies are keys, sealed shares, masked vectors and shares",
+            hides=("server", "owner"),
+        )
+        if self.masks is Masks.NONE:
+            return (
+                Claim(
+                    statement="Nothing here hides an update: masks are left out.",
+                    basis=Basis.PROVED,
+                    source="by construction",
+                ),
+                records,
+            )
+        sharing, active = agreement.sharing, self.adversary is Adversary.ACTIVE
+        regular_graph = sharing.degree < agreement.participants - 1
+        return (
+            Claim(
+                statement="Of the owners' updates the server learns, in each round, their sum over those who stayed, "
+                f"at least {sharing.threshold} of them, and nothing more ({sharing}).",
+                basis=Basis.PROVED,
+                source="[6] section 6 (Bell et al. 2020 for the regular graph; both recalled); keys that serve many rounds: "
+                "the argument in tacit.parties.secure_sum",
+                value=sharing.failure if regular_graph else None,
+                assumes=(
+                    f"of each owner's holders fewer than {sharing.threshold} collude with the server",
+                    "the server deviates as it likes, but public signing keys are authentic"
+                    if active
+                    else "the server and the owners follow the protocol, and the server relays keys unchanged",
+                    *(
+                        (
+                            "who is corrupted and who drops out does not depend on the order that the server draws",
+                        )
+                        if regular_graph
+                        else ()
+                    ),
+                    "X25519, HKDF-SHA-256, HMAC-SHA-256, AES-128-CTR and AES-256-GCM are what they are taken for",
+                    "a member's state survives a restart (export before each reply), so no wave is answered twice",
+                ),
+            ),
+            records,
+            Claim(
+                statement="A value of the mean update differs from that of the clipped updates by less than survivors times "
+                "the step, times max_examples over the examples in the sum.",
+                basis=Basis.PROVED,
+                source="stochastic rounding, by construction",
+                value=agreement.quantiser.step,
+            ),
+            Claim(
+                statement="What the sums and the models say about one record is not bounded.",
+                basis=Basis.PROVED,
+                source="by construction: sums are opened exactly, without noise",
+            ),
+        )
+
+    def observe(self, view: View, role: Role) -> Observation:
+        """At the server: every owner's masked vector, and the means that it opened. At an owner: models and means.
+
+        An owner's means hold its own update too.
+        """
+        own = {(f.wave, f.peer): f.message() for f in view.sent()}
+        received = [(f, f.message()) for f in view.frames()]
+        asked = list(own.values()) if role == SERVER else [message for _, message in received]
+        models = {
+            m.integer("round"): tuple(m.arrays("model"))
+            for m in asked
+            if m.tag in ("mask", "finished")
+        }
+        counts: dict[int, int] = {}
+        for m in asked:
+            if m.tag == "unmask":
+                staying = int(m.array("survivors").sum())
+                counts[m.integer("round")] = max(counts.get(m.integer("round"), 0), staying)
+        updates: list[Update] = []
+        if role == SERVER:
+            counts = {}
+            for frame, message in received:
+                if message.tag == "masked":
+                    asked_of = own[frame.wave, frame.peer]
+                    round = asked_of.integer("round")
+                    counts[round] = counts.get(round, 0) + 1
+                    updates.append(
+                        self._seen(
+                            frame.peer,
+                            round,
+                            self._as_values(message, models[round], own),
+                            models[round],
+                        )
+                    )
+        means = [
+            replace(
+                self._seen(
+                    None,
+                    round,
+                    _difference(models[round + 1], models[round], self.rate),
+                    models[round],
+                ),
+                senders=count,
+                noisy=False,
+            )
+            for round, count in sorted(counts.items())
+            if round + 1 in models
+        ]
+        return Observation(
+            updates=tuple(updates), aggregates=tuple(means), outputs=tuple(sorted(models.items()))
+        )
+
+    def _seen(
+        self, sender: Role | None, round: int, arrays: tuple[Array, ...], model: tuple[Array, ...]
+    ) -> Update:
+        averaging = self.federated is Federated.AVERAGING
+        return Update(
+            sender=sender,
+            round=round,
+            arrays=arrays,
+            model=model,
+            scale=-self.learning_rate if averaging else 1.0,
+            steps=self.local_steps,
+            batch_size=self.batch_size,
+            noisy=self.masks is Masks.BOTH,
+        )
+
+    def _as_values(
+        self, masked: Message, model: Sequence[Array], sent: Mapping[tuple[int, Role], Message]
+    ) -> tuple[Array, ...]:
+        """A masked vector, read as if nothing masked it."""
+        agreed = next(m for m in sent.values() if m.tag == "advertise")
+        quantiser = Quantiser(clip=self.clip, bits=self.bits)
+        width = (agreed.integer("participants") * (quantiser.levels - 1)).bit_length()
+        dimension, dtype = agreed.integer("dimension"), np.uint32 if width <= 32 else np.uint64
+        packed = masked.array("vector", dtype="u1")
+        whole = unpack(np.array(packed), dimension + EXTRA, width, dtype)
+        values = quantiser.dequantise(whole[:dimension], 1).astype(np.float32)
+        return unflattened(values, model)
+
+    def sabotaged(self) -> SecureAggregation:
+        """The same scheme, deliberately broken: updates leave without masks."""
+        return replace(self, masks=Masks.NONE)
+
+
+def _difference(after: Sequence[Array], before: Sequence[Array], rate: float) -> tuple[Array, ...]:
+    """The mean update between two models."""
+    return tuple(
+        (np.asarray(a, np.float32) - np.asarray(b, np.float32)) / np.float32(rate)
+        for a, b in zip(after, before, strict=True)
+    )
+
+
+def _warn_of(found: Aggregate, round: int, said: set[Role]) -> None:
+    """A word, once an owner, on those who refused to take part, or returned wrong shares."""
+    for role, why in found.missing.items():
+        if role not in said and "no reply" not in why:
+            said.add(role)
+            warnings.warn(
+                f"round {round}: {role} did not take part ({why})", TacitWarning, stacklevel=4
+            )
+    for role in found.cheated:
+        if role not in said:
+            said.add(role)
+            warnings.warn(
+                f"round {round}: {role} returned shares that do not fit; the sum was recovered without them",
+                TacitWarning,
+                stacklevel=4,
+            )
