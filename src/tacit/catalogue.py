@@ -24,6 +24,7 @@ from tacit.core.errors import ConfigError, UnknownName
 from tacit.nn.federated import Progress, silent
 from tacit.training.local_dp import LocalDP
 from tacit.training.plain import Centralised, FederatedAveraging, FederatedSGD
+from tacit.training.secure_aggregation import Graph, SecureAggregation
 from tacit.training.selective_sgd import SelectiveSGD
 
 Status = Literal["planned", "part", "done"]
@@ -122,6 +123,7 @@ PAPERS: tuple[Paper, ...] = (
         technique="double masking with threshold recovery",
         training="collaborative",
         module="training/secure_aggregation.py",
+        status="done",
         note="The survey lists it as centralised; its members are users with local data.",
     ),
     Paper(
@@ -247,6 +249,7 @@ def rows(*, quick: bool = False, pace: float = 1.0) -> tuple[Row, ...]:
         decay=0.99**less,
     )
     private = replace(selective, gamma=0.05 * pace, tau=0.005 * pace)
+    secure = SecureAggregation(rounds=120 // less, learning_rate=0.1 * pace)
     return (
         Row(
             name="centralised",
@@ -295,6 +298,18 @@ def rows(*, quick: bool = False, pace: float = 1.0) -> tuple[Row, ...]:
             protection=replace(private, epsilon_over_c=10.0),
             paper=3,
         ),
+        Row(
+            name="secure-aggregation",
+            title="Secure aggregation",
+            protection=secure,
+            paper=6,
+        ),
+        Row(
+            name="secure-aggregation-regular",
+            title="Secure aggregation, regular graph",
+            protection=replace(secure, graph=Graph.REGULAR, dropped=0.1),  # ten owners are few
+            paper=6,
+        ),
     )
 
 
@@ -309,6 +324,10 @@ def sabotaged_rows(*, quick: bool = False, pace: float = 1.0) -> tuple[Row, ...]
         "local-dp-low": ("local-dp-sabotaged", "Local DP with its noise left out"),
         "selective-0.1": ("selective-sabotaged", "Selective SGD that shares everything"),
         "sparse-vector-low": ("sparse-vector-sabotaged", "Sparse vector with its noise left out"),
+        "secure-aggregation": (
+            "secure-aggregation-sabotaged",
+            "Secure aggregation with its masks left out",
+        ),
     }
     return tuple(
         Row(
@@ -320,7 +339,8 @@ def sabotaged_rows(*, quick: bool = False, pace: float = 1.0) -> tuple[Row, ...]
             twin_of=row.name,
         )
         for row in rows(quick=quick, pace=pace)
-        if row.name in broken and isinstance(row.protection, (LocalDP, SelectiveSGD))
+        if row.name in broken
+        and isinstance(row.protection, (LocalDP, SelectiveSGD, SecureAggregation))
     )
 
 
@@ -440,6 +460,7 @@ SCHEMES: Mapping[str, Protection] = {
     "federated-averaging": FederatedAveraging(),
     "local-dp": LocalDP(),
     "selective-sgd": SelectiveSGD(),
+    "secure-aggregation": SecureAggregation(),
 }
 """What `tacit train` runs, with default settings."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -266,12 +266,27 @@ class LeakageAt:
         return f"Gradient leakage, at a {self.vantage}"
 
     def measure(self, trial: Trial) -> Measurement:
-        """Reconstruct records from what the role saw, and look them up among all training records."""
+        """Reconstruct records from what the role saw, and look them up among all training records.
+
+        Where the role saw updates of single owners and sums of several, both are attacked, and what leaked more is reported.
+        """
         role = VANTAGES[self.vantage]
         observation = trial.observation(role)
         if observation.empty:
             return Measurement(metric=self.metric, access=False, why="the role receives nothing")
         saw = _saw(observation, trial.run.views[role])
+        if not (observation.updates and observation.aggregates):
+            return self._from(observation, saw, trial, role)
+        single = self._from(replace(observation, aggregates=()), saw, trial, role)
+        summed = self._from(replace(observation, updates=()), saw, trial, role)
+        stronger, other = (single, summed) if _lead(single) >= _lead(summed) else (summed, single)
+        which = "sums of several owners' updates" if other is summed else "single owners' updates"
+        tried = f"; on {which} the attack reached {other.value} (chance {other.chance:.3g})"
+        return replace(stronger, why=stronger.why + tried)
+
+    def _from(
+        self, observation: Observation, saw: dict[str, object], trial: Trial, role: Role
+    ) -> Measurement:
         knowledge = Knowledge(
             architecture=trial.task.start,
             input_shape=trial.task.input_shape,
@@ -310,6 +325,11 @@ class LeakageAt:
             details=_details(leaked, behind, trial, chance=misses / others if others else None),
             figures={"images": _pictures(leaked, behind, trial)},
         )
+
+
+def _lead(measured: Measurement) -> float:
+    """By how much an attack beat chance."""
+    return -1.0 if measured.value is None else measured.value - measured.chance
 
 
 def _saw(observation: Observation, view: View) -> dict[str, object]:

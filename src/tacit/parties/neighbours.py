@@ -65,7 +65,7 @@ class Sharing:
 
 def choose_sharing(
     participants: int, *, corrupted: float, dropped: float, failure: float
-) -> Sharing:
+) -> Sharing | None:
     """The smallest degree, and the best threshold for it, that fail with less than the wanted probability.
 
     Args:
@@ -74,8 +74,11 @@ def choose_sharing(
         dropped: the share of them that may drop out of a round.
         failure: the wanted bound on `Sharing.failure`.
 
+    Returns:
+        None where no degree below ``participants - 1`` does it: the complete graph remains.
+
     Raises:
-        ConfigError: a share is out of range, or no degree below ``participants - 1`` does it.
+        ConfigError: a share or the probability is out of range.
     """
     if participants < 2 or not (corrupted >= 0 and dropped >= 0 and corrupted + dropped < 1):
         raise ConfigError(
@@ -102,11 +105,7 @@ def choose_sharing(
         )
         if found.failure < failure:
             return found
-    raise ConfigError(
-        f"no regular graph over {participants} participants fails with less than 2^{math.log2(failure):.1f} at "
-        f"{corrupted:.0%} corrupted and {dropped:.0%} dropping out: use the complete graph, or allow a larger failure "
-        "probability"
-    )
+    return None
 
 
 def _tails(population: int, marked: int, drawn: int) -> list[float]:

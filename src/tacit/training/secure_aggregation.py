@@ -82,7 +82,8 @@ class SecureAggregation:
         learning_rate: of the local steps (averaging), or of the server's step (sgd).
         clip: each value of an update is limited to [-clip, clip]; what had to be limited is reported.
         bits: of a quantised value.
-        graph: complete, or regular (for hundreds of owners and more).
+        graph: complete, or regular: for hundreds of owners and more; where none fails with less than the wanted
+            probability, because there are too few owners, the complete graph is used.
         threshold: shares that recover a secret in the complete graph; by default the least that is safe.
         corrupted: regular graph: the share of owners that may collude with the server.
         dropped: regular graph: the share of owners that may drop out of a round.
@@ -123,6 +124,8 @@ class SecureAggregation:
             raise ConfigError(
                 f"sgd shares one gradient a round: local_steps must be 1, got {self.local_steps}"
             )
+        if self.graph is Graph.REGULAR and self.adversary is Adversary.ACTIVE:
+            raise ConfigError("the active variant needs the complete graph: graph=complete")
         if self.graph is Graph.REGULAR and self.threshold is not None:
             raise ConfigError(
                 "the regular graph's threshold follows from corrupted, dropped and failure: leave it out"
@@ -149,13 +152,13 @@ class SecureAggregation:
         Raises:
             ConfigError: the settings do not go together with these numbers.
         """
+        least = least_threshold(participants, self.adversary)
+        sharing = Sharing(degree=participants - 1, threshold=self.threshold or least)
         if self.graph is Graph.REGULAR:
-            sharing = choose_sharing(
+            found = choose_sharing(
                 participants, corrupted=self.corrupted, dropped=self.dropped, failure=self.failure
             )
-        else:
-            least = least_threshold(participants, self.adversary)
-            sharing = Sharing(degree=participants - 1, threshold=self.threshold or least)
+            sharing = found or sharing
         return Agreement(
             participants=participants,
             dimension=dimension,

@@ -249,7 +249,8 @@ class SecureAggregationMember:
 
     def _others(self, flags: Flags) -> list[int]:
         """Places of flagged holders, this member's own left out."""
-        return [int(place) for place in np.flatnonzero(flags) if place != self._place]
+        own = self._place
+        return [place for place in np.flatnonzero(flags).tolist() if place != own]
 
     def _share(self, request: Message, round: int) -> Message:
         """[6] R1: shares of this round's secrets, sealed for their holders.

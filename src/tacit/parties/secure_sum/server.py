@@ -514,7 +514,6 @@ def aggregate(
     **Cost**: 2 waves, 3 in the active variant.
     """
     agreement, hub = session.agreement, session.hub
-    session.missing = {}
     shared = session.shared
     total, survivors = masked_input(session, model, round=round)
     if shared is None:
@@ -535,11 +534,12 @@ def aggregate(
             )
         mean = agreement.quantiser.dequantise(total[:-EXTRA], count)
         mean *= agreement.max_examples / examples
+    missing, session.missing = session.missing, {}
     return Aggregate(
         mean=mean,
         examples=examples,
         survivors=tuple(role for _, role in session.numbered(survivors)),
         clipped=int(total[-1]) / (agreement.quantiser.levels - 1) / count,
-        missing=dict(session.missing),
+        missing=missing,
         cheated=tuple(session.roles[number] for number in sorted(wrong)),
     )
