@@ -35,15 +35,11 @@ from tacit.core.wire import Message, decode, encode
 from tacit.dp.mechanisms import laplace
 from tacit.nn.federated import Task, honest_work
 from tacit.nn.local_work import (
-    FloatArray,
-    LocalUpdate,
-    LocalWork,
     Share,
-    flattened,
     parameters_of,
-    unflattened,
 )
 from tacit.nn.networks import mlp
+from tacit.nn.updates import FloatArray, LocalUpdate, LocalWork, flattened, unflattened
 from tacit.parties.faults import Fault, Harm
 from tacit.parties.links.local import LocalHub, Timing
 from tacit.parties.roles import SERVER, Role, owners

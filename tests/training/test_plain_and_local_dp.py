@@ -23,7 +23,8 @@ from tacit.core.errors import (
 from tacit.core.wire import Message
 from tacit.dp.mechanisms import Noise, NoisyVector
 from tacit.nn.federated import FederatedMember, Rounds, Task, honest_work, train_federated
-from tacit.nn.local_work import LocalUpdate, Share, accuracy, load_parameters, parameters_of
+from tacit.nn.local_work import Share, accuracy, load_parameters, parameters_of
+from tacit.nn.updates import LocalUpdate
 from tacit.parties.faults import Fault, Harm
 from tacit.parties.links.local import LocalHub
 from tacit.parties.roles import SERVER, Role, owners

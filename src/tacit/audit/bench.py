@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tacit.core.errors import UnknownName
+from tacit.audit.bench_secagg import secagg
+from tacit.core.errors import ConfigError, UnknownName
 from tacit.core.wire import Message
 from tacit.parties.links.local import LocalHub, outputs_of, run_pair
 from tacit.parties.pair import Channel
@@ -60,13 +61,19 @@ def _wave(members: int, payload: int) -> tuple[LocalHub, Callable[[], float]]:
     return hub, once
 
 
-def transport(*, quick: bool, note: Note) -> list[dict[str, Any]]:
+def transport(*, quick: bool, note: Note, against: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The star and the pair in one process: waves, overhead, throughput.
 
     Args:
         quick: fewer repetitions.
         note: told what is being measured.
+        against: none; there is no peer here.
+
+    Raises:
+        ConfigError: a peer was asked for.
     """
+    if against:
+        raise ConfigError("nothing is compared with in this benchmark: leave --against out")
     repeats = 5 if quick else 25
     rows = []
 
@@ -115,20 +122,27 @@ def transport(*, quick: bool, note: Note) -> list[dict[str, Any]]:
     return rows
 
 
-BENCHES: Mapping[str, Callable[..., list[dict[str, Any]]]] = {"transport": transport}
+BENCHES: Mapping[str, Callable[..., list[dict[str, Any]]]] = {
+    "transport": transport,
+    "secagg": secagg,
+}
 
 
-def bench(name: str, *, quick: bool = False, note: Note = print) -> dict[str, Any]:
+def bench(
+    name: str, *, quick: bool = False, against: Sequence[str] = (), note: Note = print
+) -> dict[str, Any]:
     """Run a benchmark.
 
     Args:
         name: one of `BENCHES`.
         quick: fewer repetitions.
+        against: peers that are measured in the same run, where they are installed.
         note: told what is being measured.
 
     Raises:
-        UnknownName: there is no such benchmark.
+        UnknownName: there is no such benchmark, or no such peer.
+        ConfigError: it has no peers.
     """
     if name not in BENCHES:
         raise UnknownName("benchmark", name, BENCHES)
-    return {"bench": name, "rows": BENCHES[name](quick=quick, note=note)}
+    return {"bench": name, "rows": BENCHES[name](quick=quick, note=note, against=against)}

@@ -243,7 +243,9 @@ def papers(
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help="What to rerun: a paper's number (3), or leakage.")],
+    name: Annotated[
+        str, typer.Argument(help="What to rerun: a paper's number (3, 6), or leakage.")
+    ],
     quick: Quick = False,
     full: Annotated[bool, typer.Option("--full", help="Also what takes long.")] = False,
     seed: int = 0,
@@ -254,7 +256,7 @@ def reproduce(
 ) -> None:
     """Rerun a headline result on its data and print the paper's figure beside ours.
 
-    Where it consists of trainings (3), Ctrl-C keeps those that are finished, and the same command goes on from there.
+    Where it consists of trainings (3, 6), Ctrl-C keeps those that are finished, and the same command goes on from there.
     """
     from tacit.audit.figures import Effort
     from tacit.audit.provenance import header
@@ -293,18 +295,30 @@ def reproduce(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="What to measure: transport.")],
+    name: Annotated[str, typer.Argument(help="What to measure: transport, or secagg.")],
+    against: Annotated[
+        str,
+        typer.Option(
+            help="Peers to measure in the same run, comma-separated: secagg knows flower."
+        ),
+    ] = "",
     quick: Quick = False,
     as_json: Json = False,
 ) -> None:
-    """Measure speed and bytes on this machine, beside peers where there are any."""
+    """Measure speed and bytes on this machine, beside peers where there are any.
+
+    Peers are installed by make peers, each in an environment of its own; one that is not there leaves its column empty.
+    """
     from tacit.audit.bench import bench as run_bench
     from tacit.audit.provenance import header
 
     start = time.perf_counter()
-    result = run_bench(name, quick=quick, note=_say)
+    peers = [peer for peer in against.split(",") if peer]
+    result = run_bench(name, quick=quick, against=peers, note=_say)
     result = {
-        **header("bench", {"quick": quick}, time.perf_counter() - start, seeded=False),
+        **header(
+            "bench", {"quick": quick, "against": peers}, time.perf_counter() - start, seeded=False
+        ),
         **result,
     }
     if as_json:
@@ -317,7 +331,7 @@ def bench(
             row["metric"],
             f"{row['tacit']:.4g}",
             row["peer"] or "—",
-            f"{row['ratio'] or '—'}",
+            "—" if row["ratio"] is None else f"{row['ratio']:.4g}",
         )
     Console().print(table)
 

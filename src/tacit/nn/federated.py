@@ -33,7 +33,8 @@ from tacit.core.errors import (
     TacitWarning,
 )
 from tacit.core.wire import Array, Message, decode, encode
-from tacit.nn.local_work import HonestTraining, LocalWork, Share, load_parameters, parameters_of
+from tacit.nn.local_work import HonestTraining, Share, load_parameters, parameters_of
+from tacit.nn.updates import LocalWork
 from tacit.parties.links.local import LocalHub
 from tacit.parties.roles import SERVER, Role, owners
 from tacit.parties.runs import Opened

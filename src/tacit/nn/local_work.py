@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from tacit.core.errors import ConfigError, Diverged, UnsupportedLayer
 from tacit.core.wire import Array
+from tacit.nn.updates import LocalUpdate
 
 
 class Share(Enum):
@@ -25,31 +25,6 @@ class Share(Enum):
 
     GRADIENT = "the gradient of the mean loss over one mini-batch"
     CHANGE = "the change of the model over some local steps"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalUpdate:
-    """What a participant would send if nobody listened.
-
-    Args:
-        arrays: float32, one a model parameter, in the model's order.
-        examples: records behind it.
-    """
-
-    arrays: tuple[Array, ...] = field(repr=False)
-    examples: int
-
-
-class LocalWork(Protocol):
-    """A participant's part of a training round."""
-
-    def update(self, model: Sequence[Array], round: int) -> LocalUpdate:
-        """The update that follows from the model of that round, counted from 0.
-
-        Raises:
-            Diverged: a loss or gradient is not finite.
-        """
-        ...
 
 
 def parameters_of(module: nn.Module) -> list[Array]:

@@ -43,11 +43,8 @@ from tacit.nn.federated import (
     run_federated,
     silent,
 )
-from tacit.nn.local_work import (
-    LocalUpdate,
-    LocalWork,
-    Share,
-)
+from tacit.nn.local_work import Share
+from tacit.nn.updates import LocalUpdate, LocalWork
 from tacit.parties.roles import Role
 from tacit.parties.runs import Opened, Run
 from tacit.parties.views import COUNTS, Observation, Recording, View

@@ -37,8 +37,8 @@ from tacit.crypto import keys
 from tacit.crypto.packing import unpack
 from tacit.crypto.quantisation import Quantiser
 from tacit.nn.federated import Progress, Rounds, Task, check_sgd, honest_work, silent
-from tacit.nn.local_work import HonestTraining, LocalWork, Share, load_parameters, parameters_of
-from tacit.nn.vectors import unflattened
+from tacit.nn.local_work import HonestTraining, Share, load_parameters, parameters_of
+from tacit.nn.updates import LocalWork, unflattened
 from tacit.parties.links.local import LocalHub
 from tacit.parties.neighbours import Sharing, choose_sharing
 from tacit.parties.roles import SERVER, Role
@@ -380,7 +380,7 @@ class SecureAggregation:
     def observe(self, view: View, role: Role) -> Observation:
         """At the server: every owner's masked vector, and the means that it opened. At an owner: models and means.
 
-        An owner's means hold its own update too.
+        An owner's means hold its own update too. In the regular graph it sees its neighbours' dropouts alone.
         """
         own = {(f.wave, f.peer): f.message() for f in view.sent()}
         received = [(f, f.message()) for f in view.frames()]
@@ -390,11 +390,12 @@ class SecureAggregation:
             for m in asked
             if m.tag in ("mask", "finished")
         }
+        enrolled = next((m.integer("participants") for m in asked if m.tag == "advertise"), 0)
         counts: dict[int, int] = {}
         for m in asked:
             if m.tag == "unmask":
-                staying = int(m.array("survivors").sum())
-                counts[m.integer("round")] = max(counts.get(m.integer("round"), 0), staying)
+                gone = int((~m.array("survivors").view(np.bool_)).sum())
+                counts[m.integer("round")] = enrolled - gone
         updates: list[Update] = []
         if role == SERVER:
             counts = {}

@@ -73,13 +73,12 @@ from tacit.core.wire import Array, Message, decode, encode
 from tacit.dp.sparse_vector import SparseVector
 from tacit.nn.federated import MOST, Progress, Task, check_sgd, honest_work, silent
 from tacit.nn.local_work import (
-    LocalWork,
     Share,
     load_parameters,
     parameters_of,
 )
 from tacit.nn.turns import Schedule, Turns, serve
-from tacit.nn.vectors import FloatArray, flattened, unflattened
+from tacit.nn.updates import FloatArray, LocalWork, flattened, unflattened
 from tacit.parties.links.local import LocalHub, Timing
 from tacit.parties.roles import SERVER, Role
 from tacit.parties.runs import Opened, Run

@@ -54,7 +54,9 @@ class Timing:
     seed: bytes = b"timing"
 
 
-class _Event(NamedTuple):
+class Event(NamedTuple):
+    """A frame on its way, to a member or back."""
+
     role: Role
     ticket: Ticket
     frame: bytes
@@ -100,7 +102,7 @@ class LocalHub:
         self._timing = timing or Timing()
         self._jitter = Coins.from_seed(self._timing.seed)
         # By time; at the same time replies go first, so that a coordinator can let go of one before the next is made.
-        self._events: list[tuple[Seconds, bool, int, _Event]] = []
+        self._events: list[tuple[Seconds, bool, int, Event]] = []
         self._sequence = 0
         self._tickets = 0
         self._open: Counter[Role] = Counter()  # requests without a reply so far
@@ -161,13 +163,13 @@ class LocalHub:
                 frame, last = encode(message), message
             sent += len(frame)
             self.views[self.coordinator].send(role, ticket, frame)
-            event = _Event(role, ticket, frame, message.tag, depth, is_reply=False)
+            event = Event(role, ticket, frame, message.tag, depth, is_reply=False)
             self._schedule(self._stretched(self._timing.link), event)
         self._open.update(requests.keys())
         self._cost.book(self.coordinator, messages=len(requests), sent=sent)
         return ticket
 
-    def _schedule(self, delay: Seconds, event: _Event) -> None:
+    def _schedule(self, delay: Seconds, event: Event) -> None:
         self._sequence += 1
         heapq.heappush(self._events, (self.now + delay, not event.is_reply, self._sequence, event))
 
@@ -187,7 +189,7 @@ class LocalHub:
             at, *_, event = heapq.heappop(events)
             self.now = max(self.now, at)
             if not event.is_reply:
-                self._deliver(event)
+                self.deliver(event)
                 continue
             self._open[event.role] -= 1
             self._depth[self.coordinator] = max(self._depth[self.coordinator], event.depth)
@@ -197,7 +199,8 @@ class LocalHub:
         if self._open.total():
             self.now = max(self.now, end)
 
-    def _deliver(self, event: _Event) -> None:
+    def deliver(self, event: Event) -> None:
+        """Hand a member its request, and schedule its reply; called by `replies`."""
         role, request = event.role, event.frame
         fault = self._faults.meet(role) if self._faults.script else None
         if role in self._faults.dead or role in self._faults.hung:
@@ -229,7 +232,7 @@ class LocalHub:
         late = fault.seconds if fault is not None else 0.0
         delay = self._busy[role] - self.now + late + self._stretched(self._timing.link)
         depth = self._depth[role] + 1
-        self._schedule(delay, _Event(role, event.ticket, reply, answer.tag, depth, is_reply=True))
+        self._schedule(delay, Event(role, event.ticket, reply, answer.tag, depth, is_reply=True))
 
 
 # --- the pair

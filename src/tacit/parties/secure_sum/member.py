@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +27,7 @@ from tacit.core.wire import Array, Message, Value, decode, encode
 from tacit.crypto import keys, shamir
 from tacit.crypto.masks import expand_add
 from tacit.crypto.packing import pack
-from tacit.nn.vectors import flattened
+from tacit.nn.updates import LocalUpdate, LocalWork, flattened
 from tacit.parties.neighbours import Numbers
 from tacit.parties.secure_sum.agreement import (
     BOX,
@@ -45,9 +44,6 @@ from tacit.parties.secure_sum.agreement import (
     hashed,
     stream,
 )
-
-if TYPE_CHECKING:  # the protocol itself needs no torch
-    from tacit.nn.local_work import LocalUpdate, LocalWork
 
 
 class _Wave(Enum):
