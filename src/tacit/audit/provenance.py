@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import tacit
+from tacit.crypto.kernels import kernel_names
 
 
 def machine() -> dict[str, object]:
@@ -29,6 +30,7 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "kernels": kernel_names(),
     }
 
 

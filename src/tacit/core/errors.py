@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 
 class TacitError(Exception):
@@ -103,7 +104,7 @@ class TooFewParties(ProtocolError):
     """
 
     def __init__(
-        self, needed: int, replied: Iterable[object], missing: Mapping[object, str], *, wave: object
+        self, needed: int, replied: Iterable[object], missing: Mapping[Any, str], *, wave: object
     ) -> None:
         self.replied = tuple(replied)
         self.missing = dict(missing)

@@ -11,6 +11,7 @@ quantisation.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,7 @@ class Quantiser:
     """The grid that values are rounded to.
 
     Args:
-        clip: values are clamped to [-clip, clip]; from 1e-30 to 1e30.
+        clip: values are clamped to [-clip, clip]; from 1e-30 to 1e30, rounded to float32.
         bits: of an integer, 1 to 32.
 
     Raises:
@@ -45,6 +46,8 @@ class Quantiser:
     def __post_init__(self) -> None:
         if not 1e-30 <= self.clip <= 1e30:
             raise ConfigError(f"a finite clip from 1e-30 to 1e30 expected, got {self.clip}")
+        # values are float32: one that equals the clip as a float32 is inside
+        object.__setattr__(self, "clip", float(np.float32(self.clip)))
         if not 1 <= self.bits <= 32:
             raise ConfigError(f"1 to 32 bits expected, got {self.bits}")
 
@@ -125,7 +128,10 @@ class Quantiser:
 
 
 def _scale(quantiser: Quantiser) -> float:
-    return (quantiser.levels - 1) / (2 * quantiser.clip)
+    """Integers a unit, rounded so that the clip itself becomes the last integer whatever the coins."""
+    top, span = quantiser.levels - 1, 2 * quantiser.clip
+    scale = top / span
+    return scale if span * scale >= top else math.nextafter(scale, math.inf)
 
 
 def _quantise_native(

@@ -39,7 +39,9 @@ class Sharing:
 
     Args:
         degree: neighbours of each member.
-        threshold: holders (a member and its neighbours) whose shares recover a secret.
+        threshold: holders (a member and its neighbours) whose shares recover a secret; at least 2, since with 1 every share
+            is the secret.
+        dropouts: members who may drop out of a round; None where the threshold alone limits them.
         security: probability that a member has ``threshold`` corrupted neighbours.
         recovery: probability that some member has fewer than ``threshold`` neighbours left.
         connection: probability that the honest survivors fall apart.
@@ -47,14 +49,19 @@ class Sharing:
 
     degree: int
     threshold: int
+    dropouts: int | None = None
     security: float = 0.0
     recovery: float = 0.0
     connection: float = 0.0
 
     @property
     def failure(self) -> float:
-        """Probability that any of these happens."""
+        """Probability that any of these happens, for one order and one set of dropouts."""
         return self.security + self.recovery + self.connection
+
+    def failure_over(self, sessions: int, rounds: int) -> float:
+        """A bound on the probability that any of these ever happens: orders are drawn by session, dropouts come by round."""
+        return min(1.0, sessions * self.security + rounds * (self.recovery + self.connection))
 
     def __str__(self) -> str:
         said = f"{self.degree} neighbours each, threshold {self.threshold}"
@@ -95,10 +102,11 @@ def choose_sharing(
         # security[t], recovery[t]: at least t neighbours corrupted; more than degree - t of them gone
         security = _tails(participants - 1, bad, degree)
         recovery = [0.0, *reversed(_tails(participants - 1, gone, degree)[1:])]
-        threshold = min(range(1, degree + 1), key=lambda t: security[t] + recovery[t])
+        threshold = min(range(2, degree + 1), key=lambda t: security[t] + recovery[t])
         found = Sharing(
             degree=degree,
             threshold=threshold,
+            dropouts=gone,
             security=participants * security[threshold],
             recovery=participants * recovery[threshold],
             connection=connection,

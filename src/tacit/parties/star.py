@@ -6,7 +6,7 @@ clock, no sockets; it can be exported after any message and restored elsewhere. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NewType, Protocol
 
 from tacit.core.cost import CostMeter
@@ -80,6 +80,19 @@ def refusal(error: Exception) -> Message:
     return Message(REFUSED, kind=type(error).__name__, text=str(error))
 
 
+def first_replies(
+    hub: Hub, ticket: Ticket, asked: Iterable[Role], *, deadline: Seconds
+) -> Iterator[tuple[Role, Message]]:
+    """A wave as it comes: the reply or refusal of each that was asked, once. Replies to other tickets are dropped."""
+    waiting = set(asked)
+    for role, stamp, reply in hub.replies(deadline=deadline):
+        if stamp == ticket and role in waiting:
+            waiting.discard(role)
+            yield role, reply
+            if not waiting:
+                return
+
+
 def ask(
     hub: Hub,
     requests: Mapping[Role, Message],
@@ -104,16 +117,12 @@ def ask(
     """
     if not requests:
         return {}
-    ticket = hub.post(requests)
     needed = len(requests) if at_least is None else at_least
     got: dict[Role, Message] = {}
     refused: dict[Role, Message] = {}
-    for role, stamp, reply in hub.replies(deadline=deadline):
-        if stamp != ticket or role not in requests:
-            continue
+    ticket = hub.post(requests)
+    for role, reply in first_replies(hub, ticket, requests, deadline=deadline):
         (refused if reply.tag == REFUSED else got)[role] = reply
-        if len(got) + len(refused) == len(requests):
-            break
     if at_least is None:
         for role, reply in sorted(refused.items()):
             raise as_error(role, reply)

@@ -4,14 +4,15 @@ Bonawitz et al., "Practical secure aggregation for privacy-preserving machine le
 waves, what was changed from the paper and the argument for sessions, stands in `tacit.parties.secure_sum`; this file
 trains over it.
 
-Who holds what: each owner its records; the server the model. Kept from the server, even together with fewer than t owners:
-every single owner's update and how many examples are behind it. Steps, in each round: (1) the server hands out the model;
-(2) each owner computes its update by its `LocalWork`, limits every value to [-clip, clip], weighs it by its examples
-over max_examples, and quantises it with stochastic rounding; (3) owners and server run secure aggregation over it, beside
-the number of examples and the share of values that had to be limited; (4) the server moves the model by the weighted mean.
+Who holds what: each owner its records; the server the model. Kept from the server, even together with some of the owners
+(`Agreement.colluders`): every single owner's update and how many examples are behind it. Steps, in each round: (1) the
+server hands out the model; (2) each owner computes its update by its `LocalWork`, limits every value to [-clip, clip],
+weighs it by its examples over max_examples, and quantises it with stochastic rounding; (3) owners and server run secure
+aggregation over it, beside the number of examples and the share of values that had to be limited; (4) the server moves the
+model by the weighted mean.
 
-Owners who drop out of a round are not in its sum, and back in the next. Below t the round ends in `TooFewParties`, with the
-model as it was.
+Owners who drop out of a round are not in its sum, and back in the next. With too few left the round ends in `TooFewParties`;
+`SecureAggregation.coordinate` tells its ``watch`` the model of each whole round.
 
 **Leaks**: to the server, the weighted mean of each round, the examples in all, the share of values that were limited, and
 who took part; to owners, the model of each round. What a sum says about one record is not bounded: see the matrix.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
@@ -54,6 +56,11 @@ from tacit.parties.secure_sum.server import (
 )
 from tacit.parties.star import Hub, Seconds, ask
 from tacit.parties.views import COUNTS, Observation, Recording, Update, View
+
+_PRIMITIVES = (
+    "X25519, HKDF- and HMAC-SHA-256, AES-128-CTR, AES-256-GCM and Ed25519 are what they are taken for",
+    "a member's state survives a restart (export before each reply), so no wave is answered twice",
+)
 
 
 class Graph(Enum):
@@ -177,8 +184,16 @@ class SecureAggregation:
         *,
         coins: Coins,
     ) -> dict[Role, SecureAggregationMember]:
-        """A member around each role's work; for the active variant with fresh signing keys, in a registry that all trust."""
+        """A member around each role's work; for the active variant with fresh signing keys, in a registry that all trust.
+
+        Args:
+            work: what each does with its data.
+            agreement: what all agreed on.
+            like: arrays of the model's shapes.
+            coins: for all secrets; drawn from, so that members made from the same coins later have other secrets.
+        """
         roles = sorted(work)
+        coins = coins.child(f"members {coins.bytes(16).hex()}")
         identities: dict[Role, keys.SigningKey] = {}
         if self.adversary is Adversary.ACTIVE:
             identities = {role: keys.signing_key(coins.child(f"identity/{role}")) for role in roles}
@@ -205,8 +220,9 @@ class SecureAggregation:
         agreement: Agreement,
         *,
         coins: Coins,
+        registry: Sequence[bytes] = (),
         progress: Progress = silent,
-        watch: Callable[[int, Aggregate], None] | None = None,
+        watch: Callable[[int, Aggregate, Sequence[Array]], None] | None = None,
     ) -> list[Array]:
         """The server's part: train, and hand out the finished model.
 
@@ -215,19 +231,21 @@ class SecureAggregation:
             start: the model's parameters, float32.
             agreement: what all agreed on.
             coins: for sessions' names and graphs.
+            registry: everybody's public signing keys by number, for the active variant.
             progress: told after each round.
-            watch: given what the server learned of each round.
+            watch: given, after each round, its number, what the server learned, and the model.
 
         Returns:
             The model's parameters.
 
         Raises:
-            TooFewParties: fewer than the threshold were left; the model of the last whole round is lost with the call.
+            TooFewParties: fewer than the threshold were left. `watch` had the model of the last whole round.
             CheatingDetected: somebody's messages do not fit; names who.
 
         Warns:
             TacitWarning: values were clipped; an owner refused to take part, or returned wrong shares.
         """
+        coins = coins.child(f"coordinator {coins.bytes(16).hex()}")
         model = [np.asarray(array, np.float32) for array in start]
         session: Session | None = None
         said: set[Role] = set()
@@ -235,8 +253,8 @@ class SecureAggregation:
         for round in range(self.rounds):
             if session is None or round % self.session_rounds == 0:
                 session = advertise_keys(
-                    hub, agreement, coins=coins.child(f"session {round}"), round=round, deadline=self.deadline,
-                    masks=self.masks, threads=self.threads,
+                    hub, agreement, coins=coins.child(f"session {round}"), round=round, registry=registry,
+                    deadline=self.deadline, masks=self.masks, threads=self.threads,
                 )  # fmt: skip
                 share_keys(session, round=round)
             last = round + 1 == self.rounds or (round + 1) % self.session_rounds == 0
@@ -247,7 +265,7 @@ class SecureAggregation:
             clipped.append(found.clipped)
             _warn_of(found, round, said)
             if watch is not None:
-                watch(round, found)
+                watch(round, found, model)
             progress(round + 1, self.rounds)
         if max(clipped) > 0:
             count, worst = sum(share > 0 for share in clipped), max(clipped)
@@ -289,10 +307,16 @@ class SecureAggregation:
             dimension=sum(array.size for array in start),
             max_examples=max(one.batch_size * one.local_steps for one in work.values()),
         )
-        hub = LocalHub(self.members(work, agreement, start, coins=coins), recording=recording)
+        members = self.members(work, agreement, start, coins=coins)
+        hub = LocalHub(members, recording=recording)
         model = copy.deepcopy(task.start)
         trained = self.coordinate(
-            hub, start, agreement, coins=coins.child("server"), progress=progress
+            hub,
+            start,
+            agreement,
+            coins=coins,
+            registry=members[min(members)].registry,
+            progress=progress,
         )
         load_parameters(model, trained)
         return Run(
@@ -336,45 +360,50 @@ class SecureAggregation:
                 ),
                 records,
             )
-        sharing, active = agreement.sharing, self.adversary is Adversary.ACTIVE
-        regular_graph = sharing.degree < agreement.participants - 1
+        sharing, regular = agreement.sharing, agreement.sharing.dropouts is not None
+        sessions = -(-self.rounds // self.session_rounds)
         return (
             Claim(
                 statement="Of the owners' updates the server learns, in each round, their sum over those who stayed, "
-                f"at least {sharing.threshold} of them, and nothing more ({sharing}).",
+                f"at least {agreement.least_sum} of them, and nothing more ({sharing}"
+                + (f"; value: over {sessions} sessions and {self.rounds} rounds" if regular else "")
+                + ").",
                 basis=Basis.PROVED,
                 source="[6] section 6 (Bell et al. 2020 for the regular graph; both recalled); keys that serve many rounds: "
                 "the argument in tacit.parties.secure_sum",
-                value=sharing.failure if regular_graph else None,
-                assumes=(
-                    f"of each owner's holders fewer than {sharing.threshold} collude with the server",
-                    "the server deviates as it likes, but public signing keys are authentic"
-                    if active
-                    else "the server and the owners follow the protocol, and the server relays keys unchanged",
-                    *(
-                        (
-                            "who is corrupted and who drops out does not depend on the order that the server draws",
-                        )
-                        if regular_graph
-                        else ()
-                    ),
-                    "X25519, HKDF-SHA-256, HMAC-SHA-256, AES-128-CTR and AES-256-GCM are what they are taken for",
-                    "a member's state survives a restart (export before each reply), so no wave is answered twice",
-                ),
+                value=sharing.failure_over(sessions, self.rounds) if regular else None,
+                assumes=(*self._who_may_collude(agreement), *_PRIMITIVES),
             ),
             records,
             Claim(
-                statement="A value of the mean update differs from that of the clipped updates by less than survivors times "
-                "the step, times max_examples over the examples in the sum.",
+                statement="A value of the mean update differs from that of the clipped updates by at most so much, where "
+                "all owners stay and weigh the same.",
                 basis=Basis.PROVED,
-                source="stochastic rounding, by construction",
-                value=agreement.quantiser.step,
+                source="stochastic rounding, by construction: tacit.parties.secure_sum.agreement.Agreement.error_bound",
+                value=agreement.error_bound(1, agreement.max_examples),
             ),
             Claim(
-                statement="What the sums and the models say about one record is not bounded.",
+                statement="What the sums and the models say about one record is not bounded, nor what sums over different "
+                "owners from the same model say together.",
                 basis=Basis.PROVED,
                 source="by construction: sums are opened exactly, without noise",
             ),
+        )
+
+    def _who_may_collude(self, agreement: Agreement) -> tuple[str, ...]:
+        several = f"at most {agreement.colluders} of any owner's holders collude with the server"
+        if self.adversary is Adversary.ACTIVE:
+            return several, "the server deviates as it likes, but public signing keys are authentic"
+        honest = (
+            "the server and the owners follow the protocol, and the server relays keys unchanged"
+        )
+        if agreement.sharing.dropouts is None:
+            return several, honest
+        return (
+            f"at most {self.corrupted:.0%} of all owners collude with the server, and at most {agreement.sharing.dropouts} "
+            "drop out of a round",
+            "who does, does not depend on the order that the server draws",
+            honest,
         )
 
     def observe(self, view: View, role: Role) -> Observation:
@@ -382,36 +411,35 @@ class SecureAggregation:
 
         An owner's means hold its own update too. In the regular graph it sees its neighbours' dropouts alone.
         """
-        own = {(f.wave, f.peer): f.message() for f in view.sent()}
-        received = [(f, f.message()) for f in view.frames()]
-        asked = list(own.values()) if role == SERVER else [message for _, message in received]
-        models = {
-            m.integer("round"): tuple(m.arrays("model"))
-            for m in asked
-            if m.tag in ("mask", "finished")
-        }
-        enrolled = next((m.integer("participants") for m in asked if m.tag == "advertise"), 0)
-        counts: dict[int, int] = {}
-        for m in asked:
-            if m.tag == "unmask":
-                gone = int((~m.array("survivors").view(np.bool_)).sum())
-                counts[m.integer("round")] = enrolled - gone
-        updates: list[Update] = []
+        sent = {(frame.wave, frame.peer): frame.message() for frame in view.sent()}
+        came = [(frame, frame.message()) for frame in view.frames()]
+        asked = list(sent.values()) if role == SERVER else [message for _, message in came]
+        agreed = next((m for m in asked if m.tag == "advertise"), None)
+        if agreed is None:
+            return Observation()
+        agreement = self.agree(
+            agreed.integer("participants"),
+            dimension=agreed.integer("dimension"),
+            max_examples=agreed.integer("max_examples"),
+        )
+        with_model = [m for m in asked if m.tag in ("mask", "finished")]
+        models = {m.integer("round"): tuple(m.arrays("model")) for m in with_model}
+        updates = []
+        for frame, message in came:
+            if message.tag == "masked":
+                round = sent[frame.wave, frame.peer].integer("round")
+                values = self._as_values(message, models[round], agreement)
+                updates.append(self._seen(frame.peer, round, values, models[round]))
         if role == SERVER:
-            counts = {}
-            for frame, message in received:
-                if message.tag == "masked":
-                    asked_of = own[frame.wave, frame.peer]
-                    round = asked_of.integer("round")
-                    counts[round] = counts.get(round, 0) + 1
-                    updates.append(
-                        self._seen(
-                            frame.peer,
-                            round,
-                            self._as_values(message, models[round], own),
-                            models[round],
-                        )
-                    )
+            senders = Counter(update.round for update in updates)
+        else:
+            lists = {m.integer("round"): m.array("survivors") for m in asked if m.tag == "unmask"}
+            senders = Counter(
+                {
+                    r: agreement.participants - flags.size + int(flags.sum())
+                    for r, flags in lists.items()
+                }
+            )
         means = [
             replace(
                 self._seen(
@@ -423,7 +451,7 @@ class SecureAggregation:
                 senders=count,
                 noisy=False,
             )
-            for round, count in sorted(counts.items())
+            for round, count in sorted(senders.items())
             if round + 1 in models
         ]
         return Observation(
@@ -446,17 +474,13 @@ class SecureAggregation:
         )
 
     def _as_values(
-        self, masked: Message, model: Sequence[Array], sent: Mapping[tuple[int, Role], Message]
+        self, masked: Message, model: Sequence[Array], agreement: Agreement
     ) -> tuple[Array, ...]:
         """A masked vector, read as if nothing masked it."""
-        agreed = next(m for m in sent.values() if m.tag == "advertise")
-        quantiser = Quantiser(clip=self.clip, bits=self.bits)
-        width = (agreed.integer("participants") * (quantiser.levels - 1)).bit_length()
-        dimension, dtype = agreed.integer("dimension"), np.uint32 if width <= 32 else np.uint64
-        packed = masked.array("vector", dtype="u1")
-        whole = unpack(np.array(packed), dimension + EXTRA, width, dtype)
-        values = quantiser.dequantise(whole[:dimension], 1).astype(np.float32)
-        return unflattened(values, model)
+        packed = np.array(masked.array("vector", dtype="u1"), np.uint8)
+        whole = unpack(packed, agreement.length, agreement.width, agreement.dtype)
+        values = agreement.quantiser.dequantise(whole[:-EXTRA], 1)
+        return unflattened(values.astype(np.float32), model)
 
     def sabotaged(self) -> SecureAggregation:
         """The same scheme, deliberately broken: updates leave without masks."""
@@ -479,11 +503,11 @@ def _warn_of(found: Aggregate, round: int, said: set[Role]) -> None:
             warnings.warn(
                 f"round {round}: {role} did not take part ({why})", TacitWarning, stacklevel=4
             )
-    for role in found.cheated:
-        if role not in said:
-            said.add(role)
-            warnings.warn(
-                f"round {round}: {role} returned shares that do not fit; the sum was recovered without them",
-                TacitWarning,
-                stacklevel=4,
-            )
+    for role in {*found.cheated, *(one for pair in found.disputed for one in pair)} - said:
+        said.add(role)
+        fault = "returned or dealt" if role in found.cheated else "may have returned or dealt"
+        warnings.warn(
+            f"round {round}: {role} {fault} shares that do not fit; the sum was recovered without them",
+            TacitWarning,
+            stacklevel=4,
+        )

@@ -6,9 +6,10 @@ graph: Bell, Bonawitz, Gascon, Lepoint, Raykova, "Secure single-server aggregati
 2020.
 
 Who holds what: each participant its records and its update x_u; the server the model. Kept from the server, even
-together with fewer than t participants: everything about the x_u of the others but their sum over those who did not
-drop out. Notation: b_u self-mask seed, s_uv pairwise secret, t threshold, U1 ⊇ U2 ⊇ U3 ⊇ U4 who answered each wave. A
-member's holders are its neighbours and itself; in the complete graph, everybody.
+together with some participants: everything about the x_u of the others but their sum over those who did not drop out.
+Semi-honest: of anybody's holders at most t - 1 collude. Active: at most 2t - n - 1 do; two lists of survivors need t
+signatures each, and who colludes signs both. Notation: b_u self-mask seed, s_uv pairwise secret, t threshold, U1 ⊇ U2 ⊇
+U3 ⊇ U4 who answered each wave. A member's holders are its neighbours and itself; in the complete graph, everybody.
 
 Steps. A member answers each wave of each round once, and never an earlier one.
 
@@ -17,9 +18,11 @@ Steps. A member answers each wave of each round once, and never an earlier one.
 * R1 ShareKeys. Once a session, with every neighbour's key: HKDF of the Diffie-Hellman secret gives a sealing key for
   each direction, and s_uv. In every round r: u draws b_u and a recovery key q_u, Shamir-shares both among its holders,
   seals each holder's two shares for it (AES-256-GCM), and sends the server these, E(q_u; k_uv for all v) with the
-  round's mask seeds k_uv = HMAC(s_uv, r), and a hash of b_u and of q_u.
+  round's seeds k_uv = HMAC(s_uv, r), and commitments to b_u and q_u. From b_u and q_u themselves HMAC derives what PRG,
+  E and the commitments use, so that none of these tells anything of another.
 * R2 MaskedInput. u opens the shares that were sealed for it, quantises x_u to integers below 2^bits, and sends y_u =
-  x_u + PRG(b_u) + sum_{v in U2: u<v} PRG(k_uv) - sum_{v in U2: u>v} PRG(k_uv) mod 2^width, width bits a value.
+  x_u + PRG(b_u) + sum_{v in U2: u<v} PRG(k'_uv) - sum_{v in U2: u>v} PRG(k'_uv) mod 2^width, width bits a value, where
+  k'_uv = HMAC(k_uv, model): see below.
 * R3 ConsistencyCheck, active variant only. u signs U3 as the server tells it.
 * R4 Unmask. u gets U3 (active: with at least t signatures on that very list), and this one list decides: of v in U3 it
   returns its share of b_v, of v in U2 \ U3 its share of q_v. Never both, never twice. The server recovers b_v, and the
@@ -36,20 +39,26 @@ Changed from the paper, and why:
   behind fewer than t shares and E(q_v; .) is a stream used once: beside those of the paper's proof, one more hybrid
   replaces it by noise. Across rounds, the k_uv are outputs of a pseudorandom function under s_uv, which enters no
   message in any other way: one hybrid replaces them by independent seeds, after which rounds share nothing, since b_u,
-  q_u and the polynomials are fresh in each. GCM meets no (key, nonce) twice: the nonce is the round, each direction has
-  its key, and a member shares once a round.
+  q_u and the polynomials are fresh in each. GCM meets no (key, nonce) twice: the nonce is the round, each direction of
+  each pair has its key (bound to both numbers and public keys), and a member shares once a round.
 * R1 of round r+1 rides on R4 of round r, so that a round costs two waves (active: three); the first of a session four
   (five).
 * R is a power of two: width is the number of bits of n (2^bits - 1), the least that holds the paper's R = n (R_U - 1) +
   1.
 * Two more values are summed the same way: the number of examples, by which updates are weighted without anybody's count
   being told; and the share of an update's values that had to be clipped.
-* By the hashes of b_u and q_u the server notices shares that do not fit. Where there are shares to spare it finds out
-  who returned them (Reed-Solomon decoding), names it and goes on without.
+* Pairwise masks depend on the model that a member was given. Between members who were given different ones they do not
+  cancel: a server cannot isolate one member's update by handing the others a model from which theirs is known or zero
+  (Pasquini, Francati, Ateniese, "Eluding secure aggregation in federated learning via model inconsistency", CCS 2022;
+  recalled).
+* By the commitments the server notices shares that do not fit. Where there are shares to spare, it finds out which are off
+  (Reed-Solomon decoding), recovers the sum without them, and says who is at fault, or may be
+  (`tacit.parties.secure_sum.recovery`).
+* In the regular graph a round ends if more members drop out than the graph was chosen for, before anything is opened.
 
 **Leaks**: to the server, the sums (values, examples, clipped share) over U3, who is in U1 to U4, and sizes; to a
 member, the model of each round and which of its neighbours take part. Nothing here bounds what a sum says about one
-record.
-**Cost**: bytes as `bytes_of_round`; masks: one a neighbour and one more at each member; at the server one a survivor,
-and one for each pair of a survivor and a neighbour who dropped out.
+record, or what several sums say together: two over different members, from the same model, can be subtracted.
+**Cost**: bytes as `bytes_of_round`, and headers; masks: one a neighbour and one more at each member; at the server one a
+survivor, and one for each pair of a survivor and a neighbour who dropped out.
 """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -10,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tacit.core.errors import ConfigError, ProtocolError
-from tacit.core.wire import Message, Value, encode
+from tacit.core.wire import Array, Message, Value, encode
 from tacit.crypto import shamir
 from tacit.crypto.masks import expand_add
 from tacit.crypto.packing import packed_bytes
@@ -63,7 +65,7 @@ class Agreement:
     Raises:
         ConfigError: numbers that do not go together; says which.
 
-    Source: thresholds, [6] section 6: semi-honest t > n/2 (so that no two disjoint sets recover), active t > 2n/3.
+    Source: thresholds, [6] section 6 (recalled): semi-honest t > n/2, active t > 2n/3.
     """
 
     participants: int
@@ -94,9 +96,9 @@ class Agreement:
                 )
         elif self.adversary is Adversary.ACTIVE:
             raise ConfigError("the active variant needs the complete graph: graph=complete")
-        elif not 1 <= t <= degree < n:
+        elif not 2 <= t <= degree < n:
             raise ConfigError(
-                f"a threshold up to the degree, and that below {n}, expected, got {t} and {degree}"
+                f"a threshold from 2 to the degree, and that below {n}, expected, got {t} and {degree}"
             )
 
     @property
@@ -124,10 +126,28 @@ class Agreement:
         """Holders of each member's shares."""
         return self.sharing.degree + 1
 
+    @property
+    def colluders(self) -> int:
+        """The most of a member's holders that may collude with the server.
+
+        Active: two lists of survivors need t signatures each, so that colluders, who sign both, and honest members, who sign
+        one, must be too few for that: 2 t > n + colluders.
+        """
+        t = self.sharing.threshold
+        return t - 1 if self.adversary is Adversary.SEMI_HONEST else 2 * t - self.participants - 1
+
+    @property
+    def least_sum(self) -> int:
+        """The fewest updates that a sum may be over."""
+        dropouts = self.sharing.dropouts
+        if dropouts is None:
+            return self.sharing.threshold
+        return max(self.sharing.threshold, self.participants - dropouts)
+
     def fields(self) -> dict[str, Value]:
         """The agreement as fields of a message."""
         return {
-            "adversary": self.adversary.value, "bits": self.bits, "clip": self.clip, "degree": self.sharing.degree,
+            "adversary": self.adversary.value, "bits": self.bits, "clip": float(self.clip), "degree": self.sharing.degree,
             "dimension": self.dimension, "max_examples": self.max_examples, "participants": self.participants,
             "threshold": self.sharing.threshold, "version": VERSION,
         }  # fmt: skip
@@ -135,6 +155,10 @@ class Agreement:
     def digest(self, session: bytes) -> bytes:
         """Binds keys and signatures to the agreement and the session."""
         return hashlib.sha256(session + encode(Message("agreement", **self.fields()))).digest()
+
+    def said_of_key(self, session: bytes, number: int, public: bytes) -> bytes:
+        """What a member signs of its public key."""
+        return b"key" + self.digest(session) + number.to_bytes(4, "little") + public
 
     def check(self, request: Message) -> None:
         """Raise unless the server's agreement is this one.
@@ -144,15 +168,19 @@ class Agreement:
         """
         for name, own in self.fields().items():
             theirs = request.fields.get(name)
-            if theirs != own:
+            if type(theirs) is not type(own) or theirs != own:
                 said = str(theirs)[:40]
                 raise ProtocolError(
                     f"this member agreed on {name} = {own!r}, the server says {said}: give all the same settings"
                 )
 
     def error_bound(self, survivors: int, examples: int) -> float:
-        """The most by which a value of the weighted mean differs from that of the clipped updates."""
-        return survivors * self.quantiser.step * self.max_examples / examples
+        """The most by which a value of the weighted mean differs from that of the clipped updates.
+
+        A step of the quantiser for each survivor, and half a unit in the last place of float32, in which they weigh.
+        """
+        each = self.quantiser.step + self.clip * 2.0**-24
+        return survivors * each * self.max_examples / examples
 
 
 def least_threshold(participants: int, adversary: Adversary) -> int:
@@ -182,13 +210,44 @@ def bytes_of_round(agreement: Agreement) -> dict[str, int]:
     }
 
 
-def stream(seed: Bytes, count: int) -> Bytes:
-    """``count`` bytes, a multiple of 16, of the key stream of a seed."""
-    words = np.zeros(count // 4, np.uint32)
-    expand_add(words, seed.reshape(1, SEED), np.ones(1, np.int8))
-    return words.view(np.uint8)
+# --- what follows from secrets, computed by members and by the server who recovered them
 
 
-def hashed(secret: Bytes) -> Bytes:
-    """What a member commits to a secret by."""
-    return np.frombuffer(hashlib.sha256(b"tacit/secret/1" + secret.tobytes()).digest(), np.uint8)
+def self_mask(secret: Bytes) -> Bytes:
+    """The seed of PRG(b_u), (16,), from b_u."""
+    return _derived(secret, b"mask")[:SEED]
+
+
+def concealed(seeds: Bytes, secret: Bytes) -> Bytes:
+    """E(q_u; .) of a member's pairwise seeds, (n, 16); the same again opens it."""
+    words = np.zeros(seeds.size // 4, np.uint32)
+    key = _derived(secret, b"recovery")[:SEED]
+    expand_add(words, key.reshape(1, SEED), np.ones(1, np.int8))
+    return seeds ^ words.view(np.uint8).reshape(seeds.shape)
+
+
+def commitment(secret: Bytes, session: bytes, round: int, number: int) -> Bytes:
+    """What a member commits to a secret by, (32,)."""
+    return _derived(secret, b"commit" + session + _eight(round) + _eight(number))
+
+
+def pair_seed(secret: bytes, round: int) -> Bytes:
+    """k_uv of a round, (16,), from s_uv."""
+    label = b"pair" + _eight(round)
+    return np.frombuffer(hmac.digest(secret, label, "sha256"), np.uint8)[:SEED]
+
+
+def for_model(seeds: Bytes, model: Sequence[Array]) -> Bytes:
+    """Seeds of the pairwise masks: k_uv bound to the model, so that masks only cancel among members who got the same one."""
+    digest = hashlib.sha256(encode(Message("model", model=list(model)))).digest()
+    made = [hmac.digest(seed.tobytes(), digest, "sha256")[:SEED] for seed in seeds]
+    return np.frombuffer(b"".join(made), np.uint8).reshape(-1, SEED)
+
+
+def _derived(secret: Bytes, label: bytes) -> Bytes:
+    """HMAC-SHA-256 under the secret: what is derived for one purpose tells nothing of another."""
+    return np.frombuffer(hmac.digest(secret.tobytes(), label, "sha256"), np.uint8)
+
+
+def _eight(number: int) -> bytes:
+    return number.to_bytes(8, "little")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,8 +40,11 @@ from tacit.parties.secure_sum.agreement import (
     Flags,
     Integers,
     Masks,
-    hashed,
-    stream,
+    commitment,
+    concealed,
+    for_model,
+    pair_seed,
+    self_mask,
 )
 
 
@@ -123,7 +125,7 @@ class SecureAggregationMember:
         self._like = like
         self._masks = masks
         self._identity = identity
-        self._registry = registry
+        self.registry = registry
         self._threads = threads
         self._newest = (-1, -1)  # (round, wave) of the last answer
         self._session = b""
@@ -191,11 +193,9 @@ class SecureAggregationMember:
         self._own = self._opened = self._signed = None
         signature = b""
         if self._identity is not None:
-            signature = self._identity.sign(self._said_of_key(self.number, self._key.public))
+            said = self.agreement.said_of_key(session, self.number, self._key.public)
+            signature = self._identity.sign(said)
         return Message("keys", public=self._key.public, signature=signature)
-
-    def _said_of_key(self, number: int, public: bytes) -> bytes:
-        return b"key" + self.agreement.digest(self._session) + number.to_bytes(4, "little") + public
 
     # R1
 
@@ -223,18 +223,21 @@ class SecureAggregationMember:
                 number, said = listed[place], public[place].tobytes()
                 keys.verify(
                     signatures[place].tobytes(),
-                    self._said_of_key(number, said),
-                    signer=self._registry[number],
+                    agreement.said_of_key(self._session, number, said),
+                    signer=self.registry[number],
                     what=f"member {number}'s key",
                 )
+        if len(np.unique(public[known], axis=0)) < known.sum():
+            raise CheatingDetected("two members are said to have the same key")
         digest = agreement.digest(self._session)
         pairs = np.zeros((size, 96), np.uint8)
         for place in np.flatnonzero(known):
             if listed[place] == self.number:
                 continue
             other = public[place].tobytes()
-            first, second = sorted([(self.number, key.public), (listed[place], other)])
-            info = b"tacit/secure-aggregation/1" + digest + first[1] + second[1]
+            ends = sorted([(self.number, key.public), (listed[place], other)])
+            info = b"tacit/secure-aggregation/1" + digest
+            info += b"".join(number.to_bytes(8, "little") + public for number, public in ends)
             secret = HKDF(SHA256(), 96, None, info).derive(keys.agree(key, other))
             pairs[place] = np.frombuffer(secret, np.uint8)
         self._holders, self._known, self._pairs = np.array(holders), np.array(known), pairs
@@ -273,8 +276,10 @@ class SecureAggregationMember:
         self._own = _Own(round, secrets, seeds, shares[self._place])
         return {
             "boxes": boxes,
-            "recovery": seeds ^ stream(secrets[RECOVERY], seeds.size).reshape(seeds.shape),
-            "hashes": np.stack([hashed(secret) for secret in secrets]),
+            "recovery": concealed(seeds, secrets[RECOVERY]),
+            "commitments": np.stack(
+                [commitment(one, self._session, round, self.number) for one in secrets]
+            ),
         }
 
     def _fresh_secrets(self, coins: Coins) -> Bytes:
@@ -284,10 +289,8 @@ class SecureAggregationMember:
     def _pair_seeds(self, round: int) -> Bytes:
         """k_uv of a round for every neighbour, (holders, 16); zero at the own place and where no key came."""
         seeds = np.zeros((len(self._holders), SEED), np.uint8)
-        label = b"mask" + round.to_bytes(8, "little")
         for place in self._others(self._known):
-            derived = hmac.digest(self._pairs[place, 64:].tobytes(), label, "sha256")
-            seeds[place] = np.frombuffer(derived, np.uint8)[:SEED]
+            seeds[place] = pair_seed(self._pairs[place, 64:].tobytes(), round)
         return seeds
 
     def _sealing(self, place: int, *, outwards: bool) -> AESGCM:
@@ -324,13 +327,15 @@ class SecureAggregationMember:
             raise ProtocolError(
                 f"an update of round {round} was asked for, whose secrets were not shared"
             )
-        self._opened = self._open_all(request, round, own)
-        senders = self._opened.senders
+        opened = self._open_all(request, round, own)
+        senders = opened.senders
         update = self._work.update(model, round)
         vector = self._quantised(update, self._coins.child(f"rounding {round}"))
         if self._masks is Masks.BOTH:
-            seeds = np.concatenate([own.secrets[:1], own.seeds[self._others(senders)]])
+            pairwise = for_model(own.seeds[self._others(senders)], model)
+            seeds = np.concatenate([self_mask(own.secrets[SELF])[None], pairwise])
             expand_add(vector, seeds, self._signs(senders), threads=self._threads)
+        self._opened = opened
         return Message("masked", vector=pack(vector, self.agreement.width))
 
     def _open_all(self, request: Message, round: int, own: _Own) -> _Opened:
@@ -345,15 +350,19 @@ class SecureAggregationMember:
         shares = np.zeros((size, 2, shamir.LIMBS), np.uint64)
         rows = dict(zip(np.flatnonzero(senders).tolist(), boxes, strict=True))
         for place in self._others(senders):
-            plain = self._open(place, round, rows[place].tobytes())
-            shares[place] = np.frombuffer(plain, np.uint64).reshape(2, shamir.LIMBS)
+            plain = np.frombuffer(self._open(place, round, rows[place].tobytes()), np.uint64)
+            if (plain >= shamir.PRIME).any():
+                raise CheatingDetected(
+                    f"round {round}: member {self._holders[place]} dealt shares outside the field"
+                )
+            shares[place] = plain.reshape(2, shamir.LIMBS)
         shares[self._place] = own.share
         return _Opened(round, senders, shares)
 
     def _enough(self, flags: Flags, round: int, what: str) -> None:
         threshold = self.agreement.sharing.threshold
         if flags.sum() < threshold:
-            raise CheatingDetected(
+            raise ProtocolError(
                 f"round {round}: {flags.sum()} of member {self.number}'s holders {what}; at least {threshold} must, or the "
                 "sum could say too much"
             )
@@ -374,17 +383,18 @@ class SecureAggregationMember:
             raise RangeError(
                 f"an update over {update.examples} examples, 1 to {agreement.max_examples} agreed on: raise max_examples"
             )
-        outside = 0
         if update.examples != agreement.max_examples:  # weigh, after clipping
             with np.errstate(invalid="ignore"):
                 outside = int((np.abs(values) > agreement.clip).sum())
             limited = np.clip(values, -agreement.clip, agreement.clip)
             limited[~np.isfinite(values)] = np.nan  # refused below
             values = limited * np.float32(update.examples / agreement.max_examples)
+        else:
+            outside = 0
         whole, beyond = agreement.quantiser.quantise(values, coins, dtype=agreement.dtype)
         vector = np.empty(agreement.length, agreement.dtype)
         vector[:-EXTRA] = whole
-        share = (outside + beyond) / agreement.dimension
+        share = max(outside, beyond) / agreement.dimension
         vector[-EXTRA:] = update.examples, math.ceil(share * (agreement.quantiser.levels - 1))
         return vector
 
@@ -449,7 +459,9 @@ class SecureAggregationMember:
         if self.agreement.adversary is not Adversary.ACTIVE:
             return
         said = self._said_of_survivors(round, survivors)
-        if self._signed != (round, said):
+        if self._signed is None or self._signed[0] != round:
+            raise ProtocolError(f"round {round}: the list of survivors was not checked before")
+        if self._signed[1] != said:
             raise CheatingDetected(
                 f"round {round}: the list of survivors to unmask is not the one that member {self.number} signed"
             )
@@ -461,7 +473,7 @@ class SecureAggregationMember:
             keys.verify(
                 signatures[number].tobytes(),
                 said,
-                signer=self._registry[number],
+                signer=self.registry[number],
                 what=f"member {number}'s list of survivors",
             )
 
@@ -475,7 +487,10 @@ class SecureAggregationMember:
         return encode(
             Message(
                 "state",
-                newest=list(self._newest),
+                agreement=self.agreement.digest(b""),
+                number=self.number,
+                round=self._newest[0],
+                wave=self._newest[1],
                 session=self._session,
                 key=self._key.secret.private_bytes_raw() if self._key else b"",
                 holders=self._holders,
@@ -498,12 +513,14 @@ class SecureAggregationMember:
 
         Raises:
             WireError: these bytes are not one.
+            ProtocolError: they are another member's, or of another agreement.
         """
         m = decode(state)
-        newest = m.fields.get("newest")
-        if not isinstance(newest, list) or len(newest) != 2:
-            raise ProtocolError("these bytes are not the state of a member of secure aggregation")
-        self._newest = (int(newest[0]), int(newest[1]))
+        if m.tag != "state" or m.integer("number") != self.number:
+            raise ProtocolError(f"this is not the state of member {self.number}")
+        if m.blob("agreement") != self.agreement.digest(b""):
+            raise ProtocolError("this state belongs to a member with other settings")
+        self._newest = (m.integer("round", low=-1), m.integer("wave", low=-1))
         self._session = m.blob("session")
         secret = m.blob("key")
         self._key = keys.key_pair_from(secret) if secret else None

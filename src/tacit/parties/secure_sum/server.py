@@ -35,10 +35,13 @@ from tacit.parties.secure_sum.agreement import (
     Flags,
     Integers,
     Masks,
-    hashed,
-    stream,
+    commitment,
+    concealed,
+    for_model,
+    self_mask,
 )
-from tacit.parties.star import REFUSED, Hub, Seconds, as_error
+from tacit.parties.secure_sum.recovery import Returned, at_fault
+from tacit.parties.star import REFUSED, Hub, Seconds, as_error, first_replies
 
 
 @dataclass(slots=True)
@@ -49,7 +52,7 @@ class _Shared:
     there: Flags  # (n,): U2
     boxes: Bytes  # (n, holders, box)
     recovery: Bytes  # (n, holders, 16)
-    hashes: Bytes  # (n, 2, 32)
+    commitments: Bytes  # (n, 2, 32)
 
     @classmethod
     def empty(cls, round: int, agreement: Agreement) -> _Shared:
@@ -67,7 +70,7 @@ class _Shared:
         _, size, _ = self.boxes.shape
         boxes = reply.array("boxes", dtype="u1", shape=(size, BOX))
         recovery = reply.array("recovery", dtype="u1", shape=(size, SEED))
-        self.hashes[number] = reply.array("hashes", dtype="u1", shape=(2, 32))
+        self.commitments[number] = reply.array("commitments", dtype="u1", shape=(2, 32))
         self.boxes[number], self.recovery[number] = boxes, recovery
         self.there[number] = True
 
@@ -109,6 +112,16 @@ class Session:
         self.signatures = np.zeros((n, 64), np.uint8)
         self.known = np.zeros(n, np.bool_)
 
+    def of_round(self, round: int) -> _Shared:
+        """What was shared for a round.
+
+        Raises:
+            ProtocolError: nothing was.
+        """
+        if self.shared is None or self.shared.round != round:
+            raise ProtocolError(f"nothing was shared for round {round}: ShareKeys comes first")
+        return self.shared
+
     def numbered(self, flags: Flags) -> Iterable[tuple[int, Role]]:
         """The flagged members."""
         return ((int(number), self.roles[number]) for number in np.flatnonzero(flags))
@@ -124,7 +137,8 @@ class Aggregate:
         survivors: who is in it.
         clipped: the share of their values that had to be clipped.
         missing: who did not take part, or not to the end, and why.
-        cheated: who returned shares that do not fit; the sum was recovered without them.
+        cheated: who returned wrong shares, or dealt them: more of them are off than colluding others could make it seem.
+        disputed: dealer and holder of other shares that are off, where either may be at fault.
     """
 
     mean: npt.NDArray[np.float64] = field(repr=False)
@@ -133,6 +147,7 @@ class Aggregate:
     clipped: float
     missing: Mapping[Role, str]
     cheated: tuple[Role, ...] = ()
+    disputed: tuple[tuple[Role, Role], ...] = ()
 
 
 def _wave(
@@ -151,35 +166,25 @@ def _wave(
     """
     hub = session.hub
     numbers = {role: number for number, role in enumerate(session.roles)}
-    ticket = hub.post(requests)
-    waiting = set(requests)
-    missing: dict[Role, str] = {}
+    missing = dict.fromkeys(sorted(requests), f"{name}: no reply in time")
     cheated: list[CheatingDetected] = []
-    for role, stamp, reply in hub.replies(deadline=session.deadline):
-        if stamp != ticket or role not in waiting:
-            continue
-        waiting.discard(role)
+    ticket = hub.post(requests)
+    for role, reply in first_replies(hub, ticket, requests, deadline=session.deadline):
         try:
             if reply.tag == REFUSED:
                 raise as_error(role, reply)
             with hub.cost.timed(hub.coordinator):
                 take(numbers[role], reply)
+            del missing[role]
         except TacitError as error:
             missing[role] = f"{name}: {error}"
             cheated += [error] if isinstance(error, CheatingDetected) else []
-        if not waiting:
-            break
-    missing |= dict.fromkeys(sorted(waiting), f"{name}: no reply in time")
     session.missing |= missing
     if len(requests) - len(missing) < at_least:
         for one in cheated:
             raise one
         replied = sorted(role for role in requests if role not in missing)
-        raise TooFewParties(at_least, replied, _reasons(missing), wave=name)
-
-
-def _reasons(missing: Mapping[Role, str]) -> dict[object, str]:
-    return dict(missing.items())
+        raise TooFewParties(at_least, replied, missing, wave=name)
 
 
 def advertise_keys(
@@ -200,13 +205,13 @@ def advertise_keys(
         agreement: what was agreed on.
         coins: for the session's name and the graph.
         round: the first round.
-        registry: public signing keys by number; with them, a key that is not signed by its member is left out here already.
+        registry: everybody's public signing keys by number, for the active variant: who did not sign its key is left out.
         deadline: seconds that each wave of the session may take.
         masks: NONE for controls.
         threads: in which masks are expanded.
 
     Raises:
-        ConfigError: the hub has another number of members.
+        ConfigError: the hub has another number of members, or the active variant's registry is missing.
         TooFewParties: fewer than the threshold advertised a usable key.
 
     **Leaks**: to the server, public keys. **Cost**: 1 wave.
@@ -215,6 +220,8 @@ def advertise_keys(
     roles = tuple(hub.members())
     if len(roles) != n:
         raise ConfigError(f"{n} members were agreed on, the hub has {len(roles)}")
+    if agreement.adversary is Adversary.ACTIVE and len(registry) != n:
+        raise ConfigError(f"the active variant needs a registry of {n} public signing keys")
     name = coins.bytes(16)
     session = Session(
         hub=hub,
@@ -239,12 +246,11 @@ def advertise_keys(
         if public in seen:
             raise CheatingDetected(f"{roles[number]} advertised another member's key")
         if registry:
-            said = b"key" + agreement.digest(name) + number.to_bytes(4, "little") + public
+            said = agreement.said_of_key(name, number, public)
             keys.verify(signature, said, signer=registry[number], what=f"{roles[number]}'s key")
+            session.signatures[number] = np.frombuffer(signature, np.uint8)
         seen.add(public)
         session.keys[number] = np.frombuffer(public, np.uint8)
-        if len(signature) == 64:
-            session.signatures[number] = np.frombuffer(signature, np.uint8)
         session.known[number] = True
 
     request = Message("advertise", session=name, round=round, **agreement.fields())
@@ -304,9 +310,7 @@ def masked_input(session: Session, model: Sequence[Array], *, round: int) -> tup
 
     **Leaks**: to the server, masked vectors; to members, who shared. **Cost**: 1 wave.
     """
-    agreement, shared = session.agreement, session.shared
-    if shared is None or shared.round != round:
-        raise ProtocolError(f"nothing was shared for round {round}: ShareKeys comes first")
+    agreement, shared = session.agreement, session.of_round(round)
     total: Integers = np.zeros(agreement.length, agreement.dtype)
     survivors = np.zeros(agreement.participants, np.bool_)
     length = packed_bytes(agreement.length, agreement.width)
@@ -331,7 +335,7 @@ def masked_input(session: Session, model: Sequence[Array], *, round: int) -> tup
         )
     with session.hub.cost.during(phase="mask"):
         _wave(
-            session, requests, take, at_least=agreement.sharing.threshold,
+            session, requests, take, at_least=agreement.least_sum,
             name=f"MaskedInput of round {round}",
         )  # fmt: skip
     return total, survivors
@@ -373,28 +377,25 @@ def unmask(
     *,
     round: int,
     share_next: bool,
-) -> tuple[Bytes, set[int]]:
+) -> tuple[Bytes, Flags]:
     """[6] R4: collect the shares that open this sum, and recover one secret of everybody in U2.
 
     With ``share_next``, the members' shares for the next round come on the same wave, and those who dropped out
     are asked for theirs, so that they are back in the next round.
 
     Returns:
-        The secrets, (n, 16): b_v of survivors, q_v of those who dropped out, zero elsewhere; and who returned wrong shares.
+        The secrets, (n, 16): b_v of survivors, q_v of those who dropped out, zero elsewhere; and which shares were off, by
+        dealer and place among its holders.
 
     Raises:
         TooFewParties: a secret has fewer than the threshold of shares.
-        CheatingDetected: shares do not belong together; names who dealt them.
+        CheatingDetected: shares do not open what was committed to; names who dealt them.
 
     **Leaks**: to the server, these secrets. **Cost**: 1 wave.
     """
-    agreement, shared = session.agreement, session.shared
-    if shared is None or shared.round != round:
-        raise ProtocolError(f"nothing was shared for round {round}")
+    agreement, shared = session.agreement, session.of_round(round)
     n, size, threshold = agreement.participants, agreement.holders, agreement.sharing.threshold
-    table = np.zeros(
-        (n, size, shamir.LIMBS), np.uint64
-    )  # shares of each member's secret, by holder
+    table = np.zeros((n, size, shamir.LIMBS), np.uint64)
     there = np.zeros((n, size), np.bool_)
     following = _Shared.empty(round + 1, agreement) if share_next else None
     requests: dict[Role, Message] = {}
@@ -408,90 +409,65 @@ def unmask(
             requests[role] = _ask_to_share(session, number, round + 1)
 
     def take(number: int, reply: Message) -> None:
-        if survivors[number]:
+        if survivors[
+            number
+        ]:  # its shares count, even if those for the next round turn out to be no good
             senders = shared.there[session.holders[number]]
             shares = reply.array("shares", dtype="<u8", shape=(int(senders.sum()), shamir.LIMBS))
-            if (shares.view(np.uint64) >= shamir.PRIME).any():
-                raise CheatingDetected(f"{session.roles[number]} returned shares outside the field")
             dealers, places = session.holders[number][senders], session.slots[number][senders]
-            table[dealers, places], there[dealers, places] = shares, True
+            table[dealers, places] = shares
+            there[dealers, places] = (shares.view(np.uint64) < shamir.PRIME).all(1)
         if following is not None:
             following.take(number, reply)
 
-    with session.hub.cost.during(phase="unmask"):
-        _wave(session, requests, take, at_least=0, name=f"Unmask of round {round}")
+    name = f"Unmask of round {round}"
+    hub = session.hub
+    with hub.cost.during(phase="unmask"):
+        _wave(session, requests, take, at_least=0, name=name)
         session.shared = following
-        with session.hub.cost.timed(session.hub.coordinator):
+        with hub.cost.timed(hub.coordinator):
             wanted = shared.there & survivors[session.holders].any(1)
             few = np.flatnonzero(wanted & (there.sum(1) < threshold))
             if few.size:
-                replied = np.unique(session.holders[few[0]][there[few[0]]])
-                raise TooFewParties(
-                    threshold, [session.roles[i] for i in replied], _reasons(session.missing),
-                    wave=f"Unmask of round {round}, secret of {session.roles[few[0]]}",
-                )  # fmt: skip
-            return _recovered(session, shared, survivors, wanted, table, there)
+                replied = [session.roles[i] for i in session.holders[few[0]][there[few[0]]]]
+                where = f"{name}, secret of {session.roles[few[0]]}"
+                raise TooFewParties(threshold, replied, session.missing, wave=where)
+            which = np.where(survivors, SELF, RECOVERY)
 
+            def fits(number: int, secret: Bytes) -> bool:
+                committed = shared.commitments[number, which[number]]
+                return bool((commitment(secret, session.name, round, number) == committed).all())
 
-def _recovered(
-    session: Session,
-    shared: _Shared,
-    survivors: Flags,
-    wanted: Flags,
-    table: Integers,
-    there: Flags,
-) -> tuple[Bytes, set[int]]:
-    """One secret of each wanted member, checked against its hash; wrong shares are found and left out."""
-    threshold = session.agreement.sharing.threshold
-    secrets = np.zeros((len(wanted), SEED), np.uint8)
-    dealers = np.flatnonzero(wanted)
-    points = (session.holders + 1).astype(np.uint64)
-    hashes = shared.hashes[np.arange(len(wanted)), np.where(survivors, SELF, RECOVERY)]
-    wrong: set[int] = set()
-    while True:
-        chosen = np.argsort(~there[dealers], axis=1, kind="stable")[:, :threshold]
-        shares = np.take_along_axis(table[dealers], chosen[..., None], axis=1)
-        found, whole = shamir.recover(shares, np.take_along_axis(points[dealers], chosen, axis=1))
-        secrets[dealers] = found
-        fits = [bool((hashed(found[i]) == hashes[v]).all()) for i, v in enumerate(dealers)]
-        bad = np.flatnonzero(~(whole & np.array(fits)))
-        if not bad.size:
-            return secrets, wrong
-        dealer = int(dealers[bad[0]])
-        places = np.flatnonzero(there[dealer])
-        off = None
-        if len(places) > threshold:
-            off = shamir.find_wrong(table[dealer, places], points[dealer, places], threshold)
-        if off is None or not off.any() or (~off).sum() < threshold:
-            raise CheatingDetected(
-                f"round {shared.round}: the shares of {session.roles[dealer]}'s secret do not open what it committed to: "
-                "it dealt them wrongly, or too many of its holders returned others. Leave it out and start again."
+            table[~there] = 0
+            returned = Returned(
+                names=session.roles,
+                holders=session.holders,
+                shares=table,
+                there=there,
+                wanted=wanted,
             )
-        liars = set(session.holders[dealer, places[off]].tolist())
-        wrong |= liars
-        there &= ~np.isin(session.holders, list(liars))
-        if (there[dealers].sum(1) < threshold).any():
-            names = ", ".join(str(session.roles[i]) for i in sorted(liars))
-            raise CheatingDetected(
-                f"round {shared.round}: {names} returned shares that do not fit, and too few are left without them"
-            )
+            return returned.recover(threshold, fits)
 
 
 def _take_masks_away(
-    session: Session, shared: _Shared, total: Integers, survivors: Flags, secrets: Bytes
+    session: Session,
+    shared: _Shared,
+    total: Integers,
+    survivors: Flags,
+    secrets: Bytes,
+    model: Sequence[Array],
 ) -> None:
     """[6] R4: subtract PRG(b_u) of survivors, and what survivors added for those who dropped out."""
     alive = np.flatnonzero(survivors)
-    seeds, signs = [secrets[alive]], [np.full(len(alive), -1, np.int8)]
+    own = np.stack([self_mask(secrets[u]) for u in alive])
+    pairwise, signs = [np.zeros((0, SEED), np.uint8)], [np.full(len(alive), -1, np.int8)]
     for v in np.flatnonzero(shared.there & ~survivors):
-        pairwise = shared.recovery[v] ^ stream(secrets[v], shared.recovery[v].size).reshape(
-            -1, SEED
-        )
         holders = session.holders[v]
         left = survivors[holders]
-        seeds.append(pairwise[left])
+        pairwise.append(concealed(shared.recovery[v], secrets[v])[left])
         signs.append(np.where(holders[left] < v, -1, 1).astype(np.int8))
-    expand_add(total, np.concatenate(seeds), np.concatenate(signs), threads=session.threads)
+    seeds = np.concatenate([own, for_model(np.concatenate(pairwise), model)])
+    expand_add(total, seeds, np.concatenate(signs), threads=session.threads)
 
 
 def aggregate(
@@ -514,17 +490,15 @@ def aggregate(
     **Cost**: 2 waves, 3 in the active variant.
     """
     agreement, hub = session.agreement, session.hub
-    shared = session.shared
+    shared = session.of_round(round)
     total, survivors = masked_input(session, model, round=round)
-    if shared is None:
-        raise ProtocolError(f"nothing was shared for round {round}")
     signed: dict[str, Value] = {}
     if agreement.adversary is Adversary.ACTIVE:
         signed = consistency_check(session, survivors, round=round)
-    secrets, wrong = unmask(session, survivors, signed, round=round, share_next=share_next)
+    secrets, off = unmask(session, survivors, signed, round=round, share_next=share_next)
     with hub.cost.during(phase="unmask"), hub.cost.timed(hub.coordinator):
         if session.masks is Masks.BOTH:
-            _take_masks_away(session, shared, total, survivors, secrets)
+            _take_masks_away(session, shared, total, survivors, secrets, model)
         total &= agreement.dtype((1 << agreement.width) - 1)
         count = int(survivors.sum())
         most, examples = count * (agreement.quantiser.levels - 1), int(total[-EXTRA])
@@ -534,6 +508,7 @@ def aggregate(
             )
         mean = agreement.quantiser.dequantise(total[:-EXTRA], count)
         mean *= agreement.max_examples / examples
+    cheated, disputed = at_fault(off, session.holders, agreement.colluders)
     missing, session.missing = session.missing, {}
     return Aggregate(
         mean=mean,
@@ -541,5 +516,6 @@ def aggregate(
         survivors=tuple(role for _, role in session.numbered(survivors)),
         clipped=int(total[-1]) / (agreement.quantiser.levels - 1) / count,
         missing=missing,
-        cheated=tuple(session.roles[number] for number in sorted(wrong)),
+        cheated=tuple(session.roles[number] for number in sorted(cheated)),
+        disputed=tuple((session.roles[v], session.roles[w]) for v, w in disputed),
     )
