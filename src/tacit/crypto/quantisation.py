@@ -62,7 +62,12 @@ class Quantiser:
         return 2 * self.clip / (self.levels - 1)
 
     def quantise(
-        self, values: Floats, coins: Coins, *, dtype: npt.DTypeLike = np.uint32
+        self,
+        values: Floats,
+        coins: Coins,
+        *,
+        dtype: npt.DTypeLike = np.uint32,
+        out: Words | None = None,
     ) -> tuple[Words, int]:
         """Each value as an integer, rounded up or down at random; and how many values were clamped.
 
@@ -72,6 +77,7 @@ class Quantiser:
             values: contiguous float32 vector.
             coins: four bytes a value are drawn.
             dtype: uint32 or uint64.
+            out: a contiguous vector as long as the values, to be filled; a fresh one of that type by default.
 
         Raises:
             ConfigError: the values are not a contiguous float32 vector, or the type is another.
@@ -84,10 +90,14 @@ class Quantiser:
             raise ConfigError(
                 f"a contiguous vector of float32 expected, got {values.dtype} {values.shape}"
             )
-        kind = np.dtype(dtype)
-        if kind not in (np.uint32, np.uint64):
-            raise ConfigError(f"uint32 or uint64 expected, got {kind}")
-        out: Words = np.empty(len(values), kind)
+        if out is None:
+            if np.dtype(dtype) not in (np.uint32, np.uint64):
+                raise ConfigError(f"uint32 or uint64 expected, got {np.dtype(dtype)}")
+            out = np.empty(len(values), dtype)
+        if out.dtype not in (np.uint32, np.uint64) or out.shape != values.shape:
+            raise ConfigError(
+                f"{len(values)} of uint32 or uint64 to fill expected, got {out.dtype} {out.shape}"
+            )
         drawn = np.empty(min(_TILE, len(values)), np.dtype("<u4"))
         loaded = native()
         odd = beyond = 0
@@ -107,12 +117,15 @@ class Quantiser:
             )
         return out, beyond
 
-    def dequantise(self, total: Words, count: int) -> npt.NDArray[np.float64]:
+    def dequantise(
+        self, total: Words, count: int, *, times: float = 1.0
+    ) -> npt.NDArray[np.float64]:
         """The sum of values from the sum of their integers.
 
         Args:
             total: uint32 or uint64, the sum of ``count`` quantised vectors.
             count: how many were summed.
+            times: the sum is multiplied by this.
 
         Raises:
             ConfigError: the count is negative or the type is another.
@@ -121,9 +134,11 @@ class Quantiser:
             raise ConfigError(f"a sum as uint32 or uint64 expected, got {total.dtype}")
         if count < 0:
             raise ConfigError(f"a count must not be negative, got {count}")
-        out: npt.NDArray[np.float64] = total.astype(np.float64)
-        out *= self.step
-        out -= count * self.clip
+        out = np.empty(total.shape, np.float64)
+        for start in range(0, len(total), _TILE):
+            part = out[start : start + _TILE]
+            np.multiply(total[start : start + _TILE], self.step * times, out=part)
+            part -= count * self.clip * times
         return out
 
 

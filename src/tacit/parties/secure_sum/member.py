@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from tacit.core.wire import Array, Message, Value, decode, encode
 from tacit.crypto import keys, shamir
 from tacit.crypto.masks import expand_add
 from tacit.crypto.packing import pack
+from tacit.crypto.quantisation import Words
 from tacit.nn.updates import LocalUpdate, LocalWork, flattened
 from tacit.parties.neighbours import Numbers
 from tacit.parties.secure_sum.agreement import (
@@ -372,7 +374,7 @@ class SecureAggregationMember:
         higher = self._holders[self._others(senders)] > self.number
         return np.concatenate([np.ones(1, np.int8), np.where(higher, 1, -1).astype(np.int8)])
 
-    def _quantised(self, update: LocalUpdate, coins: Coins) -> Integers:
+    def _quantised(self, update: LocalUpdate, coins: Coins) -> Words:
         agreement = self.agreement
         values = flattened(update.arrays)
         if values.size != agreement.dimension:
@@ -383,19 +385,16 @@ class SecureAggregationMember:
             raise RangeError(
                 f"an update over {update.examples} examples, 1 to {agreement.max_examples} agreed on: raise max_examples"
             )
+        quantiser, outside = agreement.quantiser, 0
         if update.examples != agreement.max_examples:  # weigh, after clipping
-            with np.errstate(invalid="ignore"):
-                outside = int((np.abs(values) > agreement.clip).sum())
-            limited = np.clip(values, -agreement.clip, agreement.clip)
+            outside = int((np.abs(values) > quantiser.clip).sum())
+            limited = np.clip(values, -quantiser.clip, quantiser.clip)
             limited[~np.isfinite(values)] = np.nan  # refused below
             values = limited * np.float32(update.examples / agreement.max_examples)
-        else:
-            outside = 0
-        whole, beyond = agreement.quantiser.quantise(values, coins, dtype=agreement.dtype)
-        vector = np.empty(agreement.length, agreement.dtype)
-        vector[:-EXTRA] = whole
+        vector = cast(Words, np.empty(agreement.length, agreement.dtype))
+        _, beyond = quantiser.quantise(values, coins, out=vector[:-EXTRA])
         share = max(outside, beyond) / agreement.dimension
-        vector[-EXTRA:] = update.examples, math.ceil(share * (agreement.quantiser.levels - 1))
+        vector[-EXTRA:] = update.examples, math.ceil(share * (quantiser.levels - 1))
         return vector
 
     # R3

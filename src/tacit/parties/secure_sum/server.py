@@ -506,8 +506,8 @@ def aggregate(
             raise CheatingDetected(
                 f"round {round}: the sum is more than {count} updates in range can give: a member sent something else"
             )
-        mean = agreement.quantiser.dequantise(total[:-EXTRA], count)
-        mean *= agreement.max_examples / examples
+        times = agreement.max_examples / examples
+        mean = agreement.quantiser.dequantise(total[:-EXTRA], count, times=times)
     cheated, disputed = at_fault(off, session.holders, agreement.colluders)
     missing, session.missing = session.missing, {}
     return Aggregate(
