@@ -30,16 +30,17 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _measured_on(result: dict[str, Any]) -> str:
+def _measured_on(result: dict[str, Any], *, kernels: bool = False) -> str:
     machine = result["machine"]
     took = f"{result['seconds']:.0f} s"
-    if "training_seconds" in result:
-        took = f"{result['training_seconds']:.0f} s of training, in processes side by side,"
+    for work in ("training", "computing"):
+        if f"{work}_seconds" in result:
+            took = f"{result[f'{work}_seconds']:.0f} s of {work}, in processes side by side,"
     if result.get("quick") or result["settings"].get("quick"):
         took += " (a quick run)"
     return (
         f"Measured in {took} on {machine['cores']} cores of {machine['processor']}, "
-        f"torch {machine['torch']}."
+        f"torch {machine['torch']}" + (f", {machine['kernels']}." if kernels else ".")
     )
 
 
@@ -81,11 +82,13 @@ def _cell(cell: dict[str, Any]) -> str:
     return verdict if cell["value"] is None else f"{verdict} {cell['value']:.2f}"
 
 
-def _figures(name: str) -> str:
+def _figures(name: str, *, leave_out: Callable[[dict[str, Any]], bool] | None = None) -> str:
     """The figures of a reproduction."""
     result = _result(name)
     rows = []
     for f in result["figures"]:
+        if leave_out is not None and leave_out(f):
+            continue
         paper = (
             "—"
             if f["paper"] is None
@@ -93,7 +96,8 @@ def _figures(name: str) -> str:
         )
         low, high = f["interval"]
         between = "—" if low == high == f["here"] else f"{low:.4g} to {high:.4g}"
-        rows.append([f"`{f['name']}`", paper, f"{f['here']:.4g}", between])
+        here = "—" if f["here"] is None else f"{f['here']:.4g}"
+        rows.append([f"`{f['name']}`", paper, here, between])
     return (
         _table(["figure", "paper", "here", "95 % interval"], rows) + "\n\n" + _measured_on(result)
     )
@@ -107,6 +111,47 @@ def leakage() -> str:
 def selective() -> str:
     """The figures of results/reproduce-3.json."""
     return _figures("reproduce-3")
+
+
+def secure() -> str:
+    """The figures of results/reproduce-6.json; of the mistakes those that were not caught, and how many were."""
+    return _figures("reproduce-6", leave_out=_caught)
+
+
+def _caught(figure: dict[str, Any]) -> bool:
+    parts = str(figure["name"]).split("/")
+    return parts[0] == "mutants" and len(parts) == 3 and figure["here"] == 1.0
+
+
+def secagg() -> str:
+    """The rows of results/bench-secagg.json."""
+    result = _result("bench-secagg")
+    peers = sorted({r["peer"] for r in result["rows"] if r["peer"]})
+    rows = [
+        [
+            r["case"],
+            f"`{r['metric']}`",
+            _measured(r["metric"], r["tacit"]),
+            "—" if r["peer_value"] is None else _measured(r["metric"], r["peer_value"]),
+            "—" if r["ratio"] is None else _digits(r["ratio"]),
+        ]
+        for r in result["rows"]
+    ]
+    head = ["case", "metric", "tacit", ", ".join(peers) or "peer", "ratio"]
+    return _table(head, rows) + "\n\n" + _measured_on(result, kernels=True)
+
+
+def _measured(metric: str, value: float) -> str:
+    """A probability as a power of two, anything else with three digits."""
+    if metric == "failure_probability":
+        return f"2^{math.log2(value):.1f}"
+    return _digits(value)
+
+
+def _digits(value: float) -> str:
+    """Three digits that count, more before the point, never an exponent: 0.00123, 12.3, 12,345."""
+    places = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{places}f}"
 
 
 def transport() -> str:
@@ -192,11 +237,12 @@ def curve() -> str:
 PICTURES: dict[str, Callable[[], str]] = {"docs/images/plot-selective-svt.svg": curve}
 TABLES: dict[str, Callable[[], str]] = {
     "papers": papers, "matrix": matrix, "leakage": leakage, "selective": selective,
-    "transport": transport,
+    "secure": secure, "secagg": secagg, "transport": transport,
 }  # fmt: skip
 PAGES = {
     "README.md": tuple(TABLES),
     "docs/papers/03-selective-sgd.md": ("selective",),
+    "docs/papers/06-secure-aggregation.md": ("secure", "secagg"),
 }
 
 

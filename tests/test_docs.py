@@ -6,6 +6,7 @@ import contextlib
 import doctest
 import importlib
 import json
+import math
 import re
 import warnings
 import xml.etree.ElementTree as ET
@@ -27,8 +28,13 @@ from tacit.core.coins import Coins
 from tacit.dp.mechanisms import NoisyVector
 from tacit.dp.sparse_vector import SparseVector
 from tacit.nn.federated import Task
+from tacit.parties.neighbours import Sharing
+from tacit.parties.secure_sum.agreement import Agreement
+from tacit.parties.secure_sum.member import SecureAggregationMember
+from tacit.parties.secure_sum.server import Aggregate
 from tacit.parties.views import Update
 from tacit.training.local_dp import LocalDP
+from tacit.training.secure_aggregation import SecureAggregation
 from tacit.training.selective_sgd import (
     ParameterServer,
     SelectiveMember,
@@ -124,7 +130,12 @@ def test_every_example_stands_in_a_block_that_is_run() -> None:
 
 
 def test_the_pages_that_teach_by_example_have_some() -> None:
-    for name in ("getting-started.md", "papers/03-selective-sgd.md", "papers/gradient-leakage.md"):
+    for name in (
+        "getting-started.md",
+        "papers/03-selective-sgd.md",
+        "papers/06-secure-aggregation.md",
+        "papers/gradient-leakage.md",
+    ):
         assert ">>>" in (ROOT / "docs" / name).read_text()
 
 
@@ -220,7 +231,7 @@ def test_every_row_column_and_figure_that_is_named_exists(page: Path) -> None:
     columns = {plan.name for plan in plans()}
     assert set(re.findall(r"`([a-z-]+@[a-z]+)`", text)) <= columns
     known = {row.name for row in (*rows(), *sabotaged_rows())}
-    prefixes = "local-dp|selective|sparse-vector"
+    prefixes = "local-dp|selective|sparse-vector|secure-aggregation"
     said = set(re.findall(rf"`((?:{prefixes})-[a-z0-9.]+)`", text)) - {"selective-sgd"}
     assert said <= known
     measured = json.loads((ROOT / "results" / "reproduce-leakage.json").read_text())["figures"]
@@ -238,6 +249,11 @@ CLASSES = (
     ParameterServer,
     SelectiveMember,
     Selector,
+    SecureAggregation,
+    SecureAggregationMember,
+    Agreement,
+    Aggregate,
+    Sharing,
     GradientMatching,
     Coins,
     Task,
@@ -301,12 +317,22 @@ def test_an_error_that_does_not_exist_would_be_noticed() -> None:
     }
 
 
+def number(text: str) -> float:
+    """A default as the pages write it: 0.1, or 2^-30."""
+    base, _, exponent = text.partition("^")
+    return math.pow(float(base), float(exponent or 1))
+
+
 @pytest.mark.parametrize(
     ("page", "scheme"),
-    [("papers/03-selective-sgd.md", SelectiveSGD), ("papers/local-dp.md", LocalDP)],
+    [
+        ("papers/03-selective-sgd.md", SelectiveSGD),
+        ("papers/06-secure-aggregation.md", SecureAggregation),
+        ("papers/local-dp.md", LocalDP),
+    ],
 )
 def test_every_setting_is_explained_with_the_default_that_it_has(
-    page: str, scheme: type[SelectiveSGD]
+    page: str, scheme: type[SelectiveSGD | SecureAggregation | LocalDP]
 ) -> None:
     text = (ROOT / "docs" / page).read_text()
     table = {
@@ -323,7 +349,8 @@ def test_every_setting_is_explained_with_the_default_that_it_has(
         elif isinstance(setting.default, Enum):
             assert default == setting.default.name
         else:
-            assert float(default) == pytest.approx(float(setting.default)), setting.name
+            said = number(default)
+            assert said == pytest.approx(float(setting.default), abs=0), setting.name
 
 
 def test_every_sharp_edge_has_the_severity_of_the_table() -> None:

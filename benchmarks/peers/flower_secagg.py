@@ -42,9 +42,9 @@ import argparse
 import json
 import os
 import resource
-import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -218,9 +218,13 @@ def wire_size(message: Message) -> int:
 
 
 def peak_rss_mb() -> float:
-    """Peak resident memory of this process in MB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    """Peak resident memory of this process in MB; getrusage's begins with that of who started it."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * 1024 / 1e6
 
 
 def aggregate(

@@ -183,10 +183,17 @@ def members_of(agreement, works=None, **options):
     }
 
 
-def opened(hub, agreement, *, seed="", round=0, **options) -> Session:
-    session = advertise_keys(
-        hub, agreement, coins=COINS.child(f"{seed}/server"), round=round, **options
-    )
+def begun(hub, agreement, *, seed="", **options) -> Session:
+    """A session whose keys are advertised."""
+    if agreement.adversary is ACTIVE:
+        listed = [one.public for one in registry(agreement.participants)]
+        options = {"registry": listed, **options}
+    return advertise_keys(hub, agreement, coins=COINS.child(f"{seed}/server"), **options)
+
+
+def opened(hub, agreement, *, round=0, **options) -> Session:
+    """A session in which the secrets of its first round are shared."""
+    session = begun(hub, agreement, round=round, **options)
     share_keys(session, round=round)
     return session
 
@@ -197,10 +204,17 @@ def sum_once(members, agreement, *, model=(), seed="", **options) -> Aggregate:
     return aggregate(opened(hub, agreement, seed=seed, **options), list(model), round=0)
 
 
-def plain_mean(present: Sequence[int], round: int, dimension: int = 3) -> list[float]:
-    """The mean that `Levels` of these members must give, bit for bit: a sum of integers, scaled once."""
-    sums = [sum(level(number, round, place) for number in present) for place in range(dimension)]
-    return [(total - 7.5 * len(present)) * (1 / len(present)) for total in sums]
+def plain_sums(present: Sequence[int], round: int, dimension: int = 3) -> list[int]:
+    """The sums over these members that `Levels` must give."""
+    return [sum(level(number, round, place) for number in present) for place in range(dimension)]
+
+
+def whole_sums(found: Aggregate) -> list[int]:
+    """The integers that were summed, from the mean of updates on the grid; a mean of anything else fails."""
+    count = len(found.survivors)
+    sums = [float(value) * count + 7.5 * count for value in found.mean]
+    assert max(abs(value - round(value)) for value in sums) < 1e-10
+    return [round(value) for value in sums]
 
 
 def changed(message: Message, **fields) -> Message:
@@ -251,19 +265,17 @@ def check_patterns(n: int, absent: tuple[int, ...], adversary: Adversary) -> int
     agreement = agreed(n, adversary=adversary)
     threshold, waves = agreement.sharing.threshold, WAVES[adversary]
     roles = owners(n)
-    hub = Fickle(members_of(agreement, rounds=1 << 20))
-    hub.silent = {0: [roles[number] for number in absent]}
-    session = advertise_keys(hub, agreement, coins=COINS.child("patterns"))
     model = [np.arange(3, dtype=np.float32)]
-    for member in hub._members.values():
-        member._like = model
+    hub = Fickle(members_of(agreement, rounds=1 << 20, like=model))
+    hub.silent = {0: [roles[number] for number in absent]}
+    session = begun(hub, agreement, seed="patterns")
     done = 0
     for fates, end, _ in patterns(n, len(waves), threshold):
         if absent != tuple(number for number in range(n) if fates[number] == 0):
             continue
         hub.wave, session.missing = 1, {}
         hub.silent = {
-            w: [r for r, f in zip(roles, fates, strict=True) if f == w]
+            w: [r for r, f in zip(roles, fates, strict=True) if 0 < f <= w]
             for w in range(1, len(waves))
         }
         check_round(session, model, done, fates, end, waves)
@@ -280,7 +292,7 @@ def check_round(session, model, round, fates, end, waves) -> None:
             share_keys(session, round=round)
             found = aggregate(session, model, round=round)
             present = [number for number, fate in enumerate(fates) if fate > 2]
-            assert found.mean.tolist() == plain_mean(present, round)
+            assert whole_sums(found) == plain_sums(present, round)
             assert found.examples == len(present) and found.clipped == 0.0
             assert [role.index for role in found.survivors] == present
             gone = {number for number, fate in enumerate(fates) if 0 < fate < len(waves)}
@@ -317,25 +329,27 @@ def overheard(hub: LocalHub, answers: list[Message]) -> Iterator[None]:
         hub._views[SERVER] = view
 
 
-@pytest.mark.parametrize(("n", "absent"), grouped((2, 3, 4, 5, 6), SEMI))
+@pytest.mark.parametrize(("n", "absent"), grouped((2, 3, 4, 5, 6), SEMI), ids=str)
 def test_the_sum_of_the_survivors_is_exact_or_the_round_ends_typed_for_every_dropout_pattern(
     n: int, absent: tuple[int, ...]
 ) -> None:
     assert check_patterns(n, absent, SEMI) > 0
 
 
-@pytest.mark.parametrize(("n", "absent"), grouped((4,), ACTIVE))
+@pytest.mark.parametrize(("n", "absent"), grouped((4,), ACTIVE), ids=str)
 def test_the_same_holds_in_the_active_variant(n: int, absent: tuple[int, ...]) -> None:
     assert check_patterns(n, absent, ACTIVE) > 0
 
 
-@pytest.mark.parametrize("n", [3, 4, 5])
-def test_the_same_holds_without_the_c_kernels(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("n", "absent"), [*grouped((3, 4), SEMI), (5, (2,))], ids=str)
+def test_the_same_holds_without_the_c_kernels(
+    n: int, absent: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TACIT_NATIVE", "0")
-    assert all(check_patterns(n, absent, SEMI) for _, absent in grouped((n,), SEMI))
+    assert check_patterns(n, absent, SEMI) > 0
 
 
-@pytest.mark.parametrize("adversary", Adversary, ids=lambda a: a.value)
+@VARIANTS
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
 def test_the_patterns_that_are_run_stand_for_all_of_them(n: int, adversary: Adversary) -> None:
     waves, threshold = len(WAVES[adversary]), least_threshold(n, adversary)
@@ -348,24 +362,26 @@ def test_the_patterns_that_are_run_stand_for_all_of_them(n: int, adversary: Adve
     assert absent == {absent for _, absent in grouped((n,), adversary)}
 
 
-@VARIANTS
-@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("n", "adversary"), [(2, SEMI), (3, SEMI), (4, SEMI), (2, ACTIVE), (3, ACTIVE)]
+)
 def test_a_session_of_one_round_is_exact_for_every_dropout_pattern_from_its_first_wave_on(
     n: int, adversary: Adversary
 ) -> None:
     agreement = agreed(n, adversary=adversary)
     waves = WAVES[adversary]
     for fates, end, _ in patterns(n, len(waves), agreement.sharing.threshold):
-        faults = [
-            Fault(role=role, at=fate, harm=SILENCE[(fate + role.index) % 4])
-            for role, fate in zip(owners(n), fates, strict=True)
-            if fate < len(waves)
-        ]
+        faults = []
+        for role, fate in zip(owners(n), fates, strict=True):
+            if fate < len(waves):
+                harm = SILENCE[(fate + role.index) % 4]
+                faults += [Fault(role=role, at=fate, harm=harm)]
+                faults += [Fault(role=role, at=w, harm=Harm.DIE) for w in range(fate + 1, 5)]
         hub = LocalHub(members_of(agreement), faults=faults)
         if end is None:
             found = aggregate(opened(hub, agreement), [], round=0)
             present = [number for number, fate in enumerate(fates) if fate > 2]
-            assert found.mean.tolist() == plain_mean(present, 0)
+            assert whole_sums(found) == plain_sums(present, 0)
             assert {r.index for r in found.missing} == {
                 i for i in range(n) if fates[i] < len(waves)
             }
@@ -378,7 +394,14 @@ def test_a_session_of_one_round_is_exact_for_every_dropout_pattern_from_its_firs
 
 
 @pytest.mark.parametrize(
-    ("n", "degree", "threshold"), [(8, 4, 3), (9, 6, 3), (10, 4, 2), (11, 6, 4), (12, 6, 4)]
+    ("n", "degree", "threshold"),
+    [
+        (8, 4, 3),
+        (9, 6, 3),
+        (10, 4, 2),
+        (11, 6, 4),
+        (12, 6, 4),
+    ],
 )
 def test_on_a_regular_graph_the_sum_is_exact_or_the_round_ends_typed(
     n: int, degree: int, threshold: int
@@ -386,7 +409,7 @@ def test_on_a_regular_graph_the_sum_is_exact_or_the_round_ends_typed(
     agreement = agreed(n, sharing=Sharing(degree=degree, threshold=threshold))
     roles = owners(n)
     hub = Fickle(members_of(agreement, rounds=100))
-    session = advertise_keys(hub, agreement, coins=COINS.child(f"graph {n} {degree}"))
+    session = begun(hub, agreement, seed=f"graph {n} {degree}")
     coins = COINS.child(f"fates {n} {degree}")
     outcomes = set()
     for round in range(60):
@@ -405,8 +428,29 @@ def test_on_a_regular_graph_the_sum_is_exact_or_the_round_ends_typed(
             share_keys(session, round=round)
             found = aggregate(session, [], round=round)
             assert [role.index for role in found.survivors] == present
-            assert found.mean.tolist() == plain_mean(present, round)
+            assert whole_sums(found) == plain_sums(present, round)
     assert outcomes == {True, False}
+
+
+def test_on_a_regular_graph_a_round_ends_before_unmasking_if_more_drop_out_than_it_was_drawn_for() -> (
+    None
+):
+    sharing = Sharing(degree=6, threshold=2, dropouts=3)
+    agreement = agreed(12, sharing=sharing)
+    assert agreement.least_sum == 9
+    for gone in (3, 4):
+        hub = Fickle(members_of(agreement))
+        hub.silent = {1: owners(12)[:2], 2: owners(12)[2:gone]}
+        session = opened(hub, agreement)
+        answers: list[Message] = []
+        with overheard(hub, answers):
+            if gone == 3:
+                found = aggregate(session, [], round=0)
+                assert whole_sums(found) == plain_sums(range(3, 12), 0)
+            else:
+                with pytest.raises(TooFewParties, match="MaskedInput"):
+                    aggregate(session, [], round=0)
+                assert "unmasked" not in {answer.tag for answer in answers}
 
 
 def present_on_graph(
@@ -433,7 +477,7 @@ def agreements(draw) -> Agreement:
     sharing = Sharing(degree=n - 1, threshold=draw(st.integers(least, n)))
     if n >= 4 and draw(st.booleans()):
         degree = 2 * draw(st.integers(1, (n - 2) // 2))
-        sharing = Sharing(degree=degree, threshold=draw(st.integers(1, degree)))
+        sharing = Sharing(degree=degree, threshold=draw(st.integers(2, degree)))
     return agreed(
         n,
         dimension=draw(st.integers(1, 70)),
@@ -475,6 +519,32 @@ def test_the_weighted_mean_is_within_the_bound(agreement: Agreement, seed: int) 
     assert error <= bound
 
 
+def fine_error(clip: float) -> tuple[float, float]:
+    """The error of a mean whose step is far finer than float32, in which members weigh their updates, and its bound."""
+    agreement = agreed(2, dimension=20_000, bits=32, clip=clip, max_examples=100)
+    clip = agreement.clip
+    values = (clip * (1 - 0.04 * COINS.child("fine").unit((2, 20_000)))).astype(np.float32)
+
+    def rounding(examples: int) -> float:
+        return float(np.float32(examples / 100)) - examples / 100
+
+    examples = sorted(range(60, 100), key=rounding)[-2:]
+    works = [Constant(v, e) for v, e in zip(values, examples, strict=True)]
+    found = sum_once(members_of(agreement, works), agreement)
+    limited = np.clip(values.astype(np.float64), -clip, clip)
+    mean = sum(e * x for e, x in zip(examples, limited, strict=True)) / sum(examples)
+    return float(np.abs(found.mean - mean).max()), agreement.error_bound(2, sum(examples))
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [1.0, 1.04, 1.5, 1.99],
+)
+def test_the_bound_holds_where_the_step_is_finer_than_float32(clip: float) -> None:
+    error, bound = fine_error(clip)
+    assert 0.2 * bound < error <= bound
+
+
 def test_the_bound_is_not_loose_by_more_than_the_draws_explain() -> None:
     agreement = agreed(3, dimension=2000, bits=3, clip=1.0)
     error, bound = error_beside_float64(agreement, 1, weighted=False)
@@ -503,14 +573,13 @@ def test_a_sum_at_the_top_of_the_ring_does_not_wrap(agreement: Agreement) -> Non
 def test_members_who_drop_out_are_back_in_the_next_round_and_every_sum_of_a_session_is_exact(
     adversary: Adversary,
 ) -> None:
-    n, rounds = 9, 8
-    agreement = agreed(n, adversary=adversary, sharing=Sharing(degree=8, threshold=7))
-    if adversary is SEMI:
-        agreement = agreed(n)
+    n, rounds = 10, 8
+    agreement = agreed(n, adversary=adversary)  # three of ten may be missing in all
     each = len(WAVES[adversary]) - 2  # waves of a round
     hub = Fickle(members_of(agreement, rounds=rounds))
-    # waves 0 and 1 open the session; one member is silent at each later wave where that leaves enough
-    script = {w: owners(n)[w * 4 % n] for w in range(1, 2 + rounds * each) if w % 2}
+    # Waves 0 and 1 open the session; another member is silent at most waves that mask and unmask.
+    waves = [w for w in range(1, 2 + rounds * each) if each == 2 or w % 3]
+    script = {w: owners(n)[place * 3 % n] for place, w in enumerate(waves) if place % 3 != 2}
     hub.silent = {w: [role] for w, role in script.items()}
     session = opened(hub, agreement)
     everybody = set(range(n))
@@ -520,9 +589,19 @@ def test_members_who_drop_out_are_back_in_the_next_round_and_every_sum_of_a_sess
         present = shared - {script[mask].index if mask in script else -1}
         found = aggregate(session, [], round=round, share_next=round + 1 < rounds)
         assert [role.index for role in found.survivors] == sorted(present)
-        assert found.mean.tolist() == plain_mean(sorted(present), round)
+        assert whole_sums(found) == plain_sums(sorted(present), round)
         shared = everybody - {script[unmask].index if unmask in script else -1}
-    assert len({role for role in script.values()}) > 5
+    assert len(set(script.values())) > 3
+
+
+def test_a_member_that_missed_the_consistency_check_alone_is_in_the_next_round() -> None:
+    agreement = agreed(5, adversary=ACTIVE)
+    hub = Fickle(members_of(agreement, rounds=2))
+    hub.silent = {3: [owners(5)[1]]}
+    session = opened(hub, agreement)
+    for round in range(2):
+        found = aggregate(session, [], round=round, share_next=round == 0)
+        assert whole_sums(found) == plain_sums(range(5), round)
 
 
 @VARIANTS
@@ -563,17 +642,30 @@ def test_a_member_that_missed_the_first_sharing_gets_the_keys_later_and_joins() 
     session = opened(hub, agreement)
     for round, present in enumerate(([0, 1, 3, 4], [0, 1, 3, 4], [0, 1, 2, 3, 4])):
         found = aggregate(session, [], round=round, share_next=round < 2)
-        assert found.mean.tolist() == plain_mean(present, round)
+        assert whole_sums(found) == plain_sums(present, round)
 
 
 def test_a_second_session_of_the_same_members_has_other_keys_and_exact_sums() -> None:
     agreement = agreed(4)
     hub = LocalHub(members_of(agreement, rounds=2))
     first = opened(hub, agreement, seed="a")
-    assert aggregate(first, [], round=0).mean.tolist() == plain_mean(range(4), 0)
+    assert whole_sums(aggregate(first, [], round=0)) == plain_sums(range(4), 0)
     second = opened(hub, agreement, seed="b", round=1)
-    assert aggregate(second, [], round=1).mean.tolist() == plain_mean(range(4), 1)
+    assert whole_sums(aggregate(second, [], round=1)) == plain_sums(range(4), 1)
     assert (first.keys != second.keys).any(axis=1).all()
+
+
+def test_who_is_missing_is_told_of_each_round_alone() -> None:
+    agreement = agreed(4)
+    hub = Fickle(members_of(agreement, rounds=2))
+    hub.silent = {2: owners(4)[:2]}
+    session = opened(hub, agreement)
+    with pytest.raises(TooFewParties):
+        aggregate(session, [], round=0)
+    share_keys(session, round=1)
+    found = aggregate(session, [], round=1)
+    assert whole_sums(found) == plain_sums(range(4), 1)
+    assert found.missing == {}
 
 
 # --- what the server and the others see
@@ -672,6 +764,26 @@ def test_masks_of_two_rounds_and_of_two_members_have_no_relation() -> None:
     assert set(((b - a) % ring).tolist()) == {3}
 
 
+def test_both_ends_of_a_pair_have_the_same_seeds_and_no_secret_serves_two_rounds_or_sessions() -> (
+    None
+):
+    agreement = agreed(4)
+    members = members_of(agreement, rounds=4)
+    hub = LocalHub(members)
+    seen: list[bytes] = []
+    for start in (0, 2):
+        session = opened(hub, agreement, seed=f"from {start}", round=start)
+        for round in (start, start + 1):
+            own = [member._own for member in members.values()]
+            assert [one.round for one in own] == [round] * 4
+            for u, v in combinations(range(4), 2):
+                assert (own[u].seeds[v] == own[v].seeds[u]).all()
+                seen.append(own[u].seeds[v].tobytes())
+            seen += [secret.tobytes() for one in own for secret in one.secrets]
+            aggregate(session, [], round=round, share_next=round == start)
+    assert len(seen) == 4 * (6 + 8) == len(set(seen))
+
+
 def test_what_the_server_holds_fits_every_input_with_the_same_sum() -> None:
     """The masks of all but the sum stay free: swapping two members' inputs changes their vectors and not the sum."""
     one = on_grid(4, 50, "one")
@@ -725,6 +837,22 @@ def test_a_member_sees_of_the_others_only_keys_sealed_shares_and_who_takes_part(
     assert received["share"] == {"session", "round", "holders", "known", "keys"}
     assert received["mask"] == {"session", "round", "senders", "boxes", "model"}
     assert received["unmask"] == {"session", "round", "survivors", "next"}
+
+
+@VARIANTS
+def test_masks_of_members_who_were_given_different_models_do_not_cancel(
+    adversary: Adversary,
+) -> None:
+    """Nobody's update is left alone by handing the others a model from which theirs is known."""
+    agreement = agreed(5, adversary=adversary, dimension=60)
+    model, other = [np.zeros(2, np.float32)], [np.array([0, 1], np.float32)]
+
+    def another(number: int, request: Message) -> Message:
+        return changed(request, model=other) if request.tag == "mask" and number == 3 else request
+
+    works = [Constant(np.full(60, -7.5)) for _ in range(5)]
+    with pytest.raises(CheatingDetected, match="more than 5 updates in range"):
+        sum_once(between_all(agreement, another, works=works, like=model), agreement, model=model)
 
 
 # --- what a member refuses
@@ -796,7 +924,7 @@ def test_an_unmask_answer_holds_one_share_of_each_member_and_the_list_says_which
 
 def test_a_refused_list_uses_up_the_wave_too() -> None:
     member = member_after(3)
-    with pytest.raises(CheatingDetected):
+    with pytest.raises(ProtocolError, match="at least 3 must"):
         member.handle(changed(TALK[SEMI][3], survivors=flags(1, 2)))
     with pytest.raises(ProtocolError, match="answered already"):
         member.handle(TALK[SEMI][3])
@@ -816,7 +944,7 @@ def test_a_list_without_the_members_own_number_is_refused() -> None:
 
 
 def test_a_list_of_fewer_survivors_than_the_threshold_is_refused() -> None:
-    with pytest.raises(CheatingDetected, match="at least 3 must"):
+    with pytest.raises(ProtocolError, match="at least 3 must"):
         member_after(3).handle(changed(TALK[SEMI][3], survivors=flags(0, 1)))
 
 
@@ -925,7 +1053,7 @@ def test_a_consistency_check_is_refused_where_none_was_agreed_on() -> None:
 def test_senders_who_are_too_few_unknown_or_not_the_member_itself_are_refused() -> None:
     mask = TALK[SEMI][2]
     boxes = mask.array("boxes")
-    with pytest.raises(CheatingDetected, match="at least 3 must"):
+    with pytest.raises(ProtocolError, match="at least 3 must"):
         member_after(2).handle(changed(mask, senders=flags(0, 1), boxes=boxes[:2]))
     with pytest.raises(CheatingDetected, match="not member 1 itself"):
         member_after(2).handle(changed(mask, senders=flags(0, 2, 3), boxes=boxes[[0, 2, 3]]))
@@ -966,12 +1094,12 @@ ANY_ARRAY = st.builds(
 )
 ANY_VALUE = st.recursive(
     st.one_of(
+        ANY_ARRAY,
         st.booleans(),
         st.integers(-(1 << 70), 1 << 70),
         st.floats(),
         st.text(max_size=5),
         st.binary(max_size=40),
-        ANY_ARRAY,
     ),
     lambda inner: st.lists(inner, max_size=3),
     max_leaves=4,
@@ -1060,7 +1188,10 @@ OTHERWISE = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERWISE)
+@pytest.mark.parametrize(
+    "name",
+    list(OTHERWISE),
+)
 def test_a_member_that_agreed_on_something_else_is_left_out_and_told_what(name: str) -> None:
     agreement = agreed(4)
     members = members_of(agreement)
@@ -1073,7 +1204,7 @@ def test_a_member_that_agreed_on_something_else_is_left_out_and_told_what(name: 
         f"agreed on {name} = " in session.missing[odd] and "same settings" in session.missing[odd]
     )
     found = aggregate(session, [], round=0)
-    assert found.mean.tolist() == plain_mean([0, 1, 3], 0)
+    assert whole_sums(found) == plain_sums([0, 1, 3], 0)
     assert f"agreed on {name} = " in found.missing[odd]
 
 
@@ -1092,7 +1223,7 @@ def test_a_model_of_another_shape_is_refused_by_the_member_that_got_it() -> None
     members = members_of(agreement, like=like)
     members[owners(4)[1]] = member_of(agreement, 1, like=[np.zeros((1, 3), np.float32)])
     found = sum_once(members, agreement, model=like)
-    assert found.mean.tolist() == plain_mean([0, 2, 3], 0)
+    assert whole_sums(found) == plain_sums([0, 2, 3], 0)
     assert "float32[1, 3]" in found.missing[owners(4)[1]]
 
 
@@ -1188,7 +1319,7 @@ def test_a_garbage_key_keeps_its_member_out_and_the_others_go_on(public: bytes, 
     odd = owners(4)[1]
     assert why in session.missing[odd]
     found = aggregate(session, [], round=0)
-    assert found.mean.tolist() == plain_mean([0, 2, 3], 0) and why in found.missing[odd]
+    assert whole_sums(found) == plain_sums([0, 2, 3], 0) and why in found.missing[odd]
 
 
 def test_a_key_that_is_another_members_is_refused() -> None:
@@ -1204,7 +1335,7 @@ def test_a_key_that_is_another_members_is_refused() -> None:
     )
     session = opened(LocalHub(members), agreement)
     assert "another member's key" in session.missing[owners(4)[2]]
-    assert aggregate(session, [], round=0).mean.tolist() == plain_mean([0, 1, 3], 0)
+    assert whole_sums(aggregate(session, [], round=0)) == plain_sums([0, 1, 3], 0)
 
 
 def spoilt(array: np.ndarray, *rows: int) -> np.ndarray:
@@ -1226,7 +1357,7 @@ def test_sealed_shares_that_do_not_open_for_one_keep_it_out_and_name_their_deale
     agreement = agreed(4)
     lie = {2: lambda reply: changed(reply, boxes=spoilt(reply.array("boxes"), 0))}
     found = sum_once(lying("shares", lie, agreement), agreement)
-    assert found.mean.tolist() == plain_mean([1, 2, 3], 0)
+    assert whole_sums(found) == plain_sums([1, 2, 3], 0)
     assert "member 2 sealed" in found.missing[owners(4)[0]]
 
 
@@ -1235,7 +1366,7 @@ def other_shares(reply: Message) -> Message:
     return changed(reply, shares=(shares + np.uint64(1)) % np.uint64(shamir.PRIME))
 
 
-@pytest.mark.parametrize(("n", "liars"), [(6, [4]), (7, [0]), (10, [3, 8]), (11, [0, 10])])
+@pytest.mark.parametrize(("n", "liars"), [(6, [3]), (7, [0]), (10, [3, 8]), (11, [0, 10])])
 def test_wrong_shares_are_found_out_and_named_where_there_are_shares_to_spare(
     n: int, liars: list[int]
 ) -> None:
@@ -1243,7 +1374,14 @@ def test_wrong_shares_are_found_out_and_named_where_there_are_shares_to_spare(
     members = lying("unmasked", dict.fromkeys(liars, other_shares), agreement)
     found = sum_once(members, agreement)
     assert [role.index for role in found.cheated] == liars
-    assert found.mean.tolist() == plain_mean(range(n), 0)
+    assert whole_sums(found) == plain_sums(range(n), 0)
+
+
+def test_wrong_shares_that_are_not_needed_do_no_harm() -> None:
+    members = lying(
+        "unmasked", {5: other_shares}, agreed(6)
+    )  # the first four holders' shares are enough
+    assert whole_sums(sum_once(members, agreed(6))) == plain_sums(range(6), 0)
 
 
 def test_wrong_shares_are_found_out_beside_members_who_dropped_out() -> None:
@@ -1252,7 +1390,7 @@ def test_wrong_shares_are_found_out_beside_members_who_dropped_out() -> None:
     hub.silent = {2: [owners(9)[0]], 3: [owners(9)[7]]}
     found = aggregate(opened(hub, agreement), [], round=0)
     assert found.cheated == (owners(9)[4],)
-    assert found.mean.tolist() == plain_mean(range(1, 9), 0)
+    assert whole_sums(found) == plain_sums(range(1, 9), 0)
 
 
 def test_wrong_shares_end_the_round_where_there_are_none_to_spare() -> None:
@@ -1262,14 +1400,53 @@ def test_wrong_shares_end_the_round_where_there_are_none_to_spare() -> None:
             sum_once(lying("unmasked", dict.fromkeys(liars, other_shares), agreement), agreement)
 
 
-def test_shares_outside_the_field_keep_the_member_that_returned_them_out() -> None:
+def test_returned_shares_outside_the_field_are_left_out_of_the_sum() -> None:
     agreement = agreed(5)
-    lie = {
-        3: lambda reply: changed(reply, shares=np.full_like(reply.array("shares"), shamir.PRIME))
-    }
-    found = sum_once(lying("unmasked", lie, agreement), agreement)
-    assert "outside the field" in found.missing[owners(5)[3]]
-    assert found.mean.tolist() == plain_mean(range(5), 0)
+    beyond = {3: lambda r: changed(r, shares=np.full_like(r.array("shares"), shamir.PRIME))}
+    found = sum_once(lying("unmasked", beyond, agreement), agreement)
+    assert whole_sums(found) == plain_sums(range(5), 0)
+    beyond |= dict.fromkeys((0, 1), beyond[3])
+    with pytest.raises((CheatingDetected, TooFewParties)):
+        sum_once(lying("unmasked", beyond, agreement), agreement)
+
+
+def test_who_returns_shares_outside_the_field_is_named() -> None:
+    agreement = agreed(5)
+    beyond = {3: lambda r: changed(r, shares=np.full_like(r.array("shares"), shamir.PRIME))}
+    found = sum_once(lying("unmasked", beyond, agreement), agreement)
+    assert owners(5)[3] in {*found.missing, *found.cheated}
+
+
+def one_other_share(dealer: int) -> Callable[[Message], Message]:
+    """Returns another share of one dealer's secret and all others as they are."""
+
+    def lie(reply: Message) -> Message:
+        shares = np.array(reply.array("shares", dtype="<u8"), np.uint64)
+        shares[dealer] = (shares[dealer] + np.uint64(1)) % np.uint64(shamir.PRIME)
+        return changed(reply, shares=shares)
+
+    return lie
+
+
+class DealsOneWrong(SecureAggregationMember):
+    """Deals member 0 another share than the one on its polynomial."""
+
+    def _seal(self, place, round, plain):
+        if self._holders[place] == 0:
+            plain = bytes([plain[0] ^ 1]) + plain[1:]
+        return super()._seal(place, round, plain)
+
+
+def test_one_share_that_is_off_is_disputed_because_dealer_or_holder_may_be_at_fault() -> None:
+    agreement = agreed(7)
+    returned = sum_once(lying("unmasked", {0: one_other_share(2)}, agreement), agreement)
+    members = members_of(agreement)
+    members[owners(7)[2]] = member_of(agreement, 2, kind=DealsOneWrong)
+    dealt = sum_once(members, agreement)
+    for found in (returned, dealt):  # nobody can tell the two apart
+        assert whole_sums(found) == plain_sums(range(7), 0)
+        assert found.cheated == ()
+        assert found.disputed == ((owners(7)[2], owners(7)[0]),)
 
 
 class DealsTooHigh(SecureAggregationMember):
@@ -1305,7 +1482,7 @@ def test_shares_of_another_secret_than_was_committed_to_end_the_round_with_their
     None
 ):
     agreement = agreed(5)
-    lie = {2: lambda reply: changed(reply, hashes=spoilt(reply.array("hashes")))}
+    lie = {2: lambda reply: changed(reply, commitments=spoilt(reply.array("commitments")))}
     with pytest.raises(CheatingDetected, match="owner 2's secret do not open"):
         sum_once(lying("shares", lie, agreement), agreement)
 
@@ -1315,7 +1492,7 @@ def test_numbers_outside_the_field_in_place_of_shares_end_the_round_with_their_d
 ):
     members = members_of(agreed(5))
     members[owners(5)[2]] = member_of(agreed(5), 2, kind=DealsOutsideTheField)
-    with pytest.raises(CheatingDetected, match=r"(owner|member) 2\b"):
+    with pytest.raises(CheatingDetected, match="member 2 dealt shares outside the field"):
         sum_once(members, agreed(5))
 
 
@@ -1354,7 +1531,7 @@ def test_a_masked_vector_of_another_length_or_type_keeps_its_member_out(vector) 
     found = sum_once(
         lying("masked", {1: lambda r: changed(r, vector=vector)}, agreement), agreement
     )
-    assert found.mean.tolist() == plain_mean([0, 2, 3, 4], 0)
+    assert whole_sums(found) == plain_sums([0, 2, 3, 4], 0)
     assert "vector" in found.missing[owners(5)[1]]
 
 
@@ -1367,7 +1544,7 @@ def test_bits_after_the_last_value_of_a_masked_vector_keep_its_member_out() -> N
         return changed(reply, vector=vector)
 
     found = sum_once(lying("masked", {1: trailing}, agreement), agreement)
-    assert found.mean.tolist() == plain_mean([0, 2, 3, 4], 0)
+    assert whole_sums(found) == plain_sums([0, 2, 3, 4], 0)
     assert "not zero" in found.missing[owners(5)[1]]
 
 
@@ -1386,7 +1563,7 @@ def test_whatever_one_member_answers_the_sum_is_exact_or_a_tacit_error_says_why(
     except TacitError:
         return
     present = [role.index for role in found.survivors]
-    assert found.mean.tolist() == plain_mean(present, 0) and len(present) >= 3
+    assert whole_sums(found) == plain_sums(present, 0) and len(present) >= 3
 
 
 # --- the active variant
@@ -1406,22 +1583,26 @@ def between_all(agreement, asked, **options):
     }
 
 
-def test_a_key_signed_by_someone_else_is_refused_by_the_members(active: Agreement) -> None:
+def test_a_key_that_its_member_did_not_sign_keeps_it_out(active: Agreement) -> None:
     members = members_of(active)
     members[owners(5)[1]] = member_of(active, 1, identity=registry(5)[3])
-    with pytest.raises(CheatingDetected, match="member 1's key"):
-        sum_once(members, active)
-
-
-def test_a_server_with_the_registry_leaves_out_a_key_that_its_member_did_not_sign(
-    active: Agreement,
-) -> None:
-    members = members_of(active)
-    members[owners(5)[1]] = member_of(active, 1, identity=registry(5)[3])
-    hub = LocalHub(members)
-    session = opened(hub, active, registry=[one.public for one in registry(5)])
+    session = opened(LocalHub(members), active)
     assert "owner 1's key" in session.missing[owners(5)[1]]
-    assert aggregate(session, [], round=0).mean.tolist() == plain_mean([0, 2, 3, 4], 0)
+    assert whole_sums(aggregate(session, [], round=0)) == plain_sums([0, 2, 3, 4], 0)
+
+
+def test_members_do_not_trust_the_server_with_who_signed_a_key(active: Agreement) -> None:
+    members = members_of(active)
+    members[owners(5)[1]] = member_of(active, 1, identity=registry(5)[3])
+    fooled = [registry(5)[number].public for number in (0, 3, 2, 3, 4)]
+    with pytest.raises(CheatingDetected, match="member 1's key"):
+        sum_once(members, active, registry=fooled)
+
+
+def test_a_server_of_the_active_variant_needs_the_registry(active: Agreement) -> None:
+    for listed in ([], [one.public for one in registry(4)]):
+        with pytest.raises(ConfigError, match="registry of 5"):
+            begun(LocalHub(members_of(active)), active, registry=listed)
 
 
 def test_a_server_that_replaces_a_key_is_caught_in_the_active_variant_only(
@@ -1450,7 +1631,7 @@ def test_a_server_that_shows_two_lists_of_survivors_opens_nothing(active: Agreem
                 return request
             return changed(request, survivors=np.isin(np.arange(5), list(shown)))
 
-        with pytest.raises(CheatingDetected, match="list of survivors"):
+        with pytest.raises(ProtocolError, match="list of survivors"):
             sum_once(between_all(active, two_lists), active)
 
 
@@ -1460,7 +1641,7 @@ def test_a_member_unmasks_no_other_list_than_it_signed(active: Agreement) -> Non
             return request
         return changed(request, survivors=np.arange(5) < 4)
 
-    with pytest.raises(CheatingDetected, match="not the one that member 0 signed"):
+    with pytest.raises(ProtocolError, match="not the one that member 0 signed"):
         sum_once(between_all(active, other), active)
 
 
@@ -1488,7 +1669,7 @@ def test_a_signature_on_the_list_that_is_forged_or_borrowed_is_refused(
 
     hub = LocalHub(between_all(active, bad, rounds=2))
     session = opened(hub, active)
-    with pytest.raises((CheatingDetected, TooFewParties), match="member 4's list of survivors"):
+    with pytest.raises(ProtocolError, match="member 4's list of survivors"):
         aggregate(session, [], round=0, share_next=True)
         assert damage == "of another round"
         aggregate(session, [], round=1)
@@ -1501,7 +1682,7 @@ def test_a_list_with_fewer_signatures_than_the_threshold_is_refused(active: Agre
         return changed(request, signers=np.arange(5) < 3)
 
     assert active.sharing.threshold == 4
-    with pytest.raises((CheatingDetected, TooFewParties), match="signed the list of survivors"):
+    with pytest.raises(ProtocolError, match="signed the list of survivors"):
         sum_once(between_all(active, fewer), active)
 
 
@@ -1522,7 +1703,7 @@ def test_signatures_of_members_who_are_not_on_the_list_do_not_count(active: Agre
 
     hub._members.update(between_all(active, swapped))
     session = opened(hub, active)
-    with pytest.raises((CheatingDetected, TooFewParties), match="signed the list of survivors"):
+    with pytest.raises(ProtocolError, match="signed the list of survivors"):
         aggregate(session, [], round=0)
 
 
@@ -1541,9 +1722,7 @@ def test_members_that_are_restored_from_their_export_after_every_message_give_th
     adversary: Adversary,
 ) -> None:
     n, rounds = 6, 3
-    agreement = agreed(n, adversary=adversary, sharing=Sharing(degree=5, threshold=5))
-    if adversary is SEMI:
-        agreement = agreed(n)
+    agreement = agreed(n, adversary=adversary)
     lives: list[int] = []
 
     def again(number: int) -> Callable[[], SecureAggregationMember]:
@@ -1560,8 +1739,16 @@ def test_members_that_are_restored_from_their_export_after_every_message_give_th
     present = ([0, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 5])
     for round in range(rounds):
         found = aggregate(session, [], round=round, share_next=round + 1 < rounds)
-        assert found.mean.tolist() == plain_mean(present[round], round)
-    assert len(lives) > n * (2 + rounds * each)
+        assert whole_sums(found) == plain_sums(present[round], round)
+    assert len(lives) > n * (rounds * each)
+
+
+def test_the_state_of_another_member_or_agreement_is_not_restored() -> None:
+    state = member_after(3).export()
+    with pytest.raises(ProtocolError, match="member 2"):
+        member_of(agreed(4), 2, rounds=2).restore(state)
+    with pytest.raises(ProtocolError, match="other settings"):
+        member_of(agreed(4, bits=5), 1, rounds=2).restore(state)
 
 
 @VARIANTS
@@ -1666,6 +1853,7 @@ def test_each_part_of_the_stated_bytes_is_what_its_wave_carries() -> None:
         {"sharing": Sharing(degree=2, threshold=2), "adversary": ACTIVE},
         {"sharing": Sharing(degree=2, threshold=3)},
         {"sharing": Sharing(degree=2, threshold=0)},
+        {"sharing": Sharing(degree=2, threshold=1)},
         {"sharing": Sharing(degree=5, threshold=3)},
     ],
     ids=str,
@@ -1680,8 +1868,13 @@ def test_the_least_thresholds_are_the_papers() -> None:
         semi, active = (least_threshold(n, adversary) for adversary in (SEMI, ACTIVE))
         assert 2 * semi > n >= 2 * (semi - 1)  # the least above n/2
         assert active == 2 * n // 3 + 1 and 3 * active > 2 * n >= 3 * (active - 1)
-        # no two lists of survivors, each signed by t, share fewer honest members than can be corrupted below n/3
-        assert 2 * active - n > (n - 1) // 3
+    for n in range(2, 60):
+        assert agreed(n).colluders == n // 2  # fewer than t
+        active = agreed(n, adversary=ACTIVE)
+        # Two lists of survivors that t members sign each: colluders sign both, and honest members one of them.
+        honest = n - active.colluders
+        assert 2 * (active.sharing.threshold - active.colluders) > honest
+        assert 2 * (active.sharing.threshold - active.colluders - 1) <= honest - 1
 
 
 def test_a_number_that_no_participant_has_is_refused() -> None:
@@ -1705,6 +1898,7 @@ def test_a_number_that_no_participant_has_is_refused() -> None:
         {"federated": Federated.SGD, "local_steps": 5},
         {"federated": Federated.SGD, "local_steps": 0},
         {"graph": Graph.REGULAR, "threshold": 4},
+        {"graph": Graph.REGULAR, "adversary": ACTIVE},
         {"session_rounds": 0},
         {"threads": 0},
         {"deadline": 0.0},
@@ -1726,8 +1920,6 @@ def test_settings_that_do_not_go_together_are_refused(changes: dict) -> None:
         ({}, 1, 20),
         ({"bits": 4}, 5, 16),
         ({"bits": 4}, 5, 0),
-        ({"graph": Graph.REGULAR}, 10, 20),
-        ({"graph": Graph.REGULAR, "adversary": ACTIVE}, 1000, 20),
         ({"graph": Graph.REGULAR, "corrupted": 0.6, "dropped": 0.5}, 1000, 20),
         ({"graph": Graph.REGULAR, "failure": 0.0}, 1000, 20),
     ],
@@ -1746,3 +1938,8 @@ def test_a_regular_graph_is_agreed_on_with_its_failure_probability() -> None:
     agreement = scheme.agree(1000, dimension=10, max_examples=20)
     assert agreement.sharing.degree < 100 and 0 < agreement.sharing.failure < 2**-30
     assert SecureAggregation().agree(1000, dimension=10, max_examples=20).sharing.degree == 999
+
+
+def test_where_no_regular_graph_is_sure_enough_the_complete_one_is_agreed_on() -> None:
+    sharing = SecureAggregation(graph=Graph.REGULAR).agree(5, dimension=1, max_examples=1).sharing
+    assert (sharing.degree, sharing.threshold) == (4, 3)

@@ -146,10 +146,10 @@ class Agreement:
 
     def fields(self) -> dict[str, Value]:
         """The agreement as fields of a message."""
-        return {
-            "adversary": self.adversary.value, "bits": self.bits, "clip": float(self.clip), "degree": self.sharing.degree,
-            "dimension": self.dimension, "max_examples": self.max_examples, "participants": self.participants,
-            "threshold": self.sharing.threshold, "version": VERSION,
+        return {  # in the order in which `check` compares: a number of participants changes the degree and threshold too
+            "version": VERSION, "participants": self.participants, "dimension": self.dimension, "clip": float(self.clip),
+            "bits": self.bits, "max_examples": self.max_examples, "adversary": self.adversary.value,
+            "degree": self.sharing.degree, "threshold": self.sharing.threshold,
         }  # fmt: skip
 
     def digest(self, session: bytes) -> bytes:
@@ -177,9 +177,9 @@ class Agreement:
     def error_bound(self, survivors: int, examples: int) -> float:
         """The most by which a value of the weighted mean differs from that of the clipped updates.
 
-        A step of the quantiser for each survivor, and half a unit in the last place of float32, in which they weigh.
+        A step of the quantiser for each survivor, and the two roundings of float32, in which they weigh.
         """
-        each = self.quantiser.step + self.clip * 2.0**-24
+        each = self.quantiser.step + self.clip * 2.0**-23
         return survivors * each * self.max_examples / examples
 
 

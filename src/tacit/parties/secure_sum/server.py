@@ -399,8 +399,11 @@ def unmask(
     there = np.zeros((n, size), np.bool_)
     following = _Shared.empty(round + 1, agreement) if share_next else None
     requests: dict[Role, Message] = {}
+    asked = survivors.copy()
+    if "signers" in signed:  # who did not sign the list cannot unmask by it
+        asked &= np.asarray(signed["signers"], np.bool_)
     for number, role in session.numbered(session.known):
-        if survivors[number]:
+        if asked[number]:
             requests[role] = Message(
                 "unmask", session=session.name, round=round, survivors=survivors[session.holders[number]],
                 next=int(share_next), **signed,
@@ -409,16 +412,19 @@ def unmask(
             requests[role] = _ask_to_share(session, number, round + 1)
 
     def take(number: int, reply: Message) -> None:
-        if survivors[
+        inside: Flags = np.ones(1, np.bool_)
+        if asked[
             number
         ]:  # its shares count, even if those for the next round turn out to be no good
             senders = shared.there[session.holders[number]]
             shares = reply.array("shares", dtype="<u8", shape=(int(senders.sum()), shamir.LIMBS))
             dealers, places = session.holders[number][senders], session.slots[number][senders]
-            table[dealers, places] = shares
-            there[dealers, places] = (shares.view(np.uint64) < shamir.PRIME).all(1)
+            inside = np.all(shares.view(np.uint64) < shamir.PRIME, axis=1)
+            table[dealers, places], there[dealers, places] = shares, inside
         if following is not None:
             following.take(number, reply)
+        if not inside.all():
+            raise CheatingDetected(f"{session.roles[number]} returned shares outside the field")
 
     name = f"Unmask of round {round}"
     hub = session.hub
@@ -490,32 +496,34 @@ def aggregate(
     **Cost**: 2 waves, 3 in the active variant.
     """
     agreement, hub = session.agreement, session.hub
-    shared = session.of_round(round)
-    total, survivors = masked_input(session, model, round=round)
-    signed: dict[str, Value] = {}
-    if agreement.adversary is Adversary.ACTIVE:
-        signed = consistency_check(session, survivors, round=round)
-    secrets, off = unmask(session, survivors, signed, round=round, share_next=share_next)
-    with hub.cost.during(phase="unmask"), hub.cost.timed(hub.coordinator):
-        if session.masks is Masks.BOTH:
-            _take_masks_away(session, shared, total, survivors, secrets, model)
-        total &= agreement.dtype((1 << agreement.width) - 1)
-        count = int(survivors.sum())
-        most, examples = count * (agreement.quantiser.levels - 1), int(total[-EXTRA])
-        if int(total.max()) > most or not count <= examples <= count * agreement.max_examples:
-            raise CheatingDetected(
-                f"round {round}: the sum is more than {count} updates in range can give: a member sent something else"
-            )
-        times = agreement.max_examples / examples
-        mean = agreement.quantiser.dequantise(total[:-EXTRA], count, times=times)
-    cheated, disputed = at_fault(off, session.holders, agreement.colluders)
-    missing, session.missing = session.missing, {}
-    return Aggregate(
-        mean=mean,
-        examples=examples,
-        survivors=tuple(role for _, role in session.numbered(survivors)),
-        clipped=int(total[-1]) / (agreement.quantiser.levels - 1) / count,
-        missing=missing,
-        cheated=tuple(session.roles[number] for number in sorted(cheated)),
-        disputed=tuple((session.roles[v], session.roles[w]) for v, w in disputed),
-    )
+    try:
+        shared = session.of_round(round)
+        total, survivors = masked_input(session, model, round=round)
+        signed: dict[str, Value] = {}
+        if agreement.adversary is Adversary.ACTIVE:
+            signed = consistency_check(session, survivors, round=round)
+        secrets, off = unmask(session, survivors, signed, round=round, share_next=share_next)
+        with hub.cost.during(phase="unmask"), hub.cost.timed(hub.coordinator):
+            if session.masks is Masks.BOTH:
+                _take_masks_away(session, shared, total, survivors, secrets, model)
+            total &= agreement.dtype((1 << agreement.width) - 1)
+            count = int(survivors.sum())
+            most, examples = count * (agreement.quantiser.levels - 1), int(total[-EXTRA])
+            if int(total.max()) > most or not count <= examples <= count * agreement.max_examples:
+                raise CheatingDetected(
+                    f"round {round}: the sum is more than {count} updates in range can give: a member sent something else"
+                )
+            times = agreement.max_examples / examples
+            mean = agreement.quantiser.dequantise(total[:-EXTRA], count, times=times)
+        cheated, disputed = at_fault(off, session.holders, agreement.colluders)
+        return Aggregate(
+            mean=mean,
+            examples=examples,
+            survivors=tuple(role for _, role in session.numbered(survivors)),
+            clipped=int(total[-1]) / (agreement.quantiser.levels - 1) / count,
+            missing=session.missing,
+            cheated=tuple(session.roles[number] for number in sorted(cheated)),
+            disputed=tuple((session.roles[v], session.roles[w]) for v, w in disputed),
+        )
+    finally:  # a later round's account begins anew
+        session.missing = {}
