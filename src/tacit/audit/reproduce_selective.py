@@ -13,26 +13,21 @@ goes on.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import statistics
 import time
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed
 from scipy.stats import t as student
 
 from tacit.audit.figures import Effort, Figure, figure, one_thread
-from tacit.audit.files import make_folder, write_file
-from tacit.audit.provenance import plain, sources_digest
+from tacit.audit.kept import Kept, key_of, side_by_side
+from tacit.audit.provenance import plain
 from tacit.audit.statistics import clopper_pearson
 from tacit.core import indices
 from tacit.core.claims import PrivacyLoss
@@ -85,8 +80,7 @@ class Case:
     @property
     def key(self) -> str:
         """Tells cases apart: the name, the seed and a digest of all settings."""
-        said = json.dumps(plain(self), sort_keys=True).encode()
-        return f"{self.name} seed {self.seed} {hashlib.sha256(said).hexdigest()[:12]}"
+        return key_of(self)
 
 
 def cases(effort: Effort) -> list[Case]:
@@ -224,65 +218,12 @@ def reproduce_selective(effort: Effort) -> dict[str, object]:
 
 
 def _side_by_side(todo: Sequence[Case]) -> Iterable[tuple[Case, dict[str, Any]]]:
-    if not todo:
-        return ()
-    workers = max(1, min(os.cpu_count() or 1, len(todo)))
-    run: Iterable[tuple[Case, dict[str, Any]]] = Parallel(
-        n_jobs=workers, return_as="generator_unordered"
-    )(delayed(_named)(case) for case in todo)
-    return run
+    return side_by_side(todo, run_case)
 
 
-def _named(case: Case) -> tuple[Case, dict[str, Any]]:
-    return case, run_case(case)
-
-
-@dataclass(slots=True)
-class _Kept:
-    """Finished cases, saved after each."""
-
-    path: Path | None
-    sources: str
-    found: dict[str, dict[str, Any]]
-
-    @classmethod
-    def opened(cls, folder: Path | None) -> _Kept:
-        """What an earlier run of this very code left; a damaged file, or another version's, counts as nothing.
-
-        Raises:
-            OutputError: nothing can be kept there.
-        """
-        kept = cls(folder / "3.json" if folder else None, sources_digest(), {})
-        if folder is not None:
-            make_folder(folder)
-            kept._save()  # that this fails must show before hours of training
-        return kept
-
-    def keep(self, case: Case, found: dict[str, Any]) -> None:
-        self.found[case.key] = found
-        self._save()
-
-    def _save(self) -> None:
-        if self.path is None:
-            return
-        self.found = self._saved() | self.found  # another run in this folder may have finished some
-        write_file(self.path, json.dumps({"sources": self.sources, "cases": self.found}))
-
-    def _saved(self) -> dict[str, dict[str, Any]]:
-        try:
-            saved = json.loads(self.path.read_text() if self.path else "{}")
-            if saved["sources"] != self.sources:
-                return {}
-            return {key: found for key, found in saved["cases"].items() if _is_whole(found)}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return {}
-
-
-def _is_whole(found: object) -> bool:
+class _Kept(Kept):
+    file = "3.json"
     numbers = ("accuracy", "tested", "upload_bytes", "seconds")
-    return isinstance(found, dict) and all(
-        isinstance(found.get(name), int | float) for name in numbers
-    )
 
 
 # --- the figures
