@@ -6,7 +6,8 @@ serialising, summing, unmasking, dequantising. Both use the same quantisation, t
 shared their secrets and never send a masked vector.
 
 Metrics: ``server_cpu_s``; ``client_cpu_s``, one surviving member's; ``unmask_s``, from the last answer to the result;
-``total_s``, all parties one after another in one process, its inputs' making included; ``peak_rss_mb`` (10^6 bytes);
+``total_s``, all parties, the making of tacit's inputs included, one after another in one process up to 50 members, and in as
+many processes as there are cores beyond; ``peak_rss_mb`` (10^6 bytes, all processes together);
 ``traffic_ratio``, bytes that a surviving member sends and receives over two bytes a value.
 """
 
@@ -65,10 +66,10 @@ def cases(*, quick: bool) -> list[Case]:
     """The rounds of the benchmark; ``quick``: fewer repetitions, and no more than 50 members."""
     ten = RoundSettings(participants=10, values=1_000_000, drop=0.3)
     fifty = RoundSettings(participants=50, values=100_000, drop=0.3)
-    threads = os.cpu_count() or 1
-    complete = replace(fifty, participants=500, threads=threads)
-    regular = replace(ten, participants=1000, regular=True, threads=threads)
-    wide = RoundSettings(participants=1024, values=1024, threads=threads)
+    cores = os.cpu_count() or 1
+    complete = replace(fifty, participants=500, threads=cores, workers=cores)
+    regular = replace(complete, participants=1000, values=1_000_000, regular=True)
+    wide = replace(complete, participants=1024, values=1024, drop=0.0)
     small = [
         Case(settings=ten, repeats=3 if quick else 7, peer=True),
         Case(settings=fifty, repeats=1 if quick else 3, peer=True),

@@ -7,25 +7,26 @@ masked vector. The result is checked against the float mean of the survivors' in
 
 from __future__ import annotations
 
+import hashlib
 import json
-import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from tacit.core.coins import Coins
-from tacit.core.errors import ConfigError, TacitError
-from tacit.core.wire import Array
+from tacit.core.errors import ConfigError, PeerDropped, TacitError
+from tacit.core.wire import Array, Message
 from tacit.crypto.kernels import kernel_names
+from tacit.crypto.masks import expand_add
 from tacit.crypto.packing import packed_bytes
 from tacit.nn.updates import LocalUpdate
-from tacit.parties.faults import Fault, Harm
+from tacit.parties.links.forked import ForkedHub, peak_memory
 from tacit.parties.links.local import Event, LocalHub
 from tacit.parties.neighbours import Sharing, choose_sharing
 from tacit.parties.roles import SERVER, Role, owners
@@ -33,9 +34,6 @@ from tacit.parties.secure_sum.agreement import Adversary, Agreement, least_thres
 from tacit.parties.secure_sum.member import SecureAggregationMember
 from tacit.parties.secure_sum.server import advertise_keys, aggregate, share_keys
 from tacit.parties.star import Member
-
-_MASK = 2
-"""Number of the request in which a member's masked vector is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +47,8 @@ class RoundSettings:
         bits: of a quantised value.
         regular: use the regular graph for ``corrupted``, ``drop`` and a failure probability of 2^-30.
         corrupted: the share of members that may collude with the server.
-        threads: in which masks are expanded.
+        threads: in which masks are expanded; one at each member where there are workers.
+        workers: processes in which the members work side by side; 0 for one process, one member after another.
         seed: of the inputs, and of who drops out.
     """
 
@@ -60,6 +59,7 @@ class RoundSettings:
     regular: bool = False
     corrupted: float = 0.1
     threads: int = 1
+    workers: int = 0
     seed: int = 0
 
     def sharing(self) -> Sharing:
@@ -77,35 +77,41 @@ class RoundSettings:
         return found
 
 
-@dataclass(slots=True)
-class _Inputs:
-    """Makes members' vectors when they are asked for, and adds them up for the check."""
-
-    settings: RoundSettings
-    coins: Coins
-    total: npt.NDArray[np.float64]
-    cpu: float = 0.0
-
-    def vector(self, number: int) -> npt.NDArray[np.float32]:
-        start = time.process_time()
-        words = np.empty(self.settings.values, np.uint32)
-        self.coins.child(f"input {number}").fill(words.view(np.uint8))
-        vector = words.astype(np.float32)
-        vector *= np.float32(2.0**-31)
-        vector -= np.float32(1.0)
-        self.total += vector
-        self.cpu += time.process_time() - start
-        return vector
+def _input(settings: RoundSettings, number: int) -> npt.NDArray[np.float32]:
+    """A member's vector: follows from the seed and the number alone."""
+    seed = hashlib.sha256(f"secagg round {settings.seed}, input {number}".encode()).digest()[:16]
+    words = np.zeros(settings.values, np.uint32)
+    expand_add(words, np.frombuffer(seed, np.uint8)[None], np.ones(1, np.int8))
+    vector = words.view(np.int32).astype(np.float32)
+    vector *= np.float32(2.0**-31)
+    return vector
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    inputs: _Inputs
+    settings: RoundSettings
     number: int
 
     def update(self, model: Sequence[Array], round: int) -> LocalUpdate:
         del model, round
-        return LocalUpdate(arrays=(self.inputs.vector(self.number),), examples=1)
+        return LocalUpdate(arrays=(_input(self.settings, self.number),), examples=1)
+
+
+class _Leaving:
+    """A member that is gone when it is asked for its masked vector.
+
+    Args:
+        member: what it was until then.
+    """
+
+    def __init__(self, member: Member) -> None:
+        self.export, self.restore = member.export, member.restore
+        self._member = member
+
+    def handle(self, request: Message) -> Message:
+        if request.tag == "mask":
+            raise PeerDropped("gone")
+        return self._member.handle(request)
 
 
 class _TimedHub(LocalHub):
@@ -115,8 +121,8 @@ class _TimedHub(LocalHub):
         cpu: seconds by member.
     """
 
-    def __init__(self, members: Mapping[Role, Member], faults: Sequence[Fault]) -> None:
-        LocalHub.__init__(self, members, faults=faults)
+    def __init__(self, members: Mapping[Role, Member]) -> None:
+        LocalHub.__init__(self, members)
         self.cpu: Counter[Role] = Counter()
 
     def deliver(self, event: Event) -> None:
@@ -131,52 +137,56 @@ def measure(settings: RoundSettings) -> dict[str, object]:
 
     Returns:
         ``server_cpu_s`` and ``client_cpu_s`` (mean of the survivors), processor seconds; ``unmask_s`` and ``total_s``,
-        seconds on the clock; ``peak_rss_mb`` (10^6 bytes); ``bytes_per_client`` sent and received by a survivor (mean), and
-        ``vector_bytes`` of them; ``max_error`` and ``error_bound``; ``sharing`` in words, its ``failure`` probability, and
-        the ``kernels``.
+        seconds on the clock; ``peak_rss_mb`` (10^6 bytes, all processes together); ``bytes_per_client`` sent and received by
+        a survivor (mean), and ``vector_bytes`` of them; ``max_error`` and ``error_bound``; ``sharing`` in words, its
+        ``failure`` probability, and the ``kernels``.
 
     Raises:
         TacitError: the round failed, or its result is not the mean.
     """
-    n, d = settings.participants, settings.values
-    coins = Coins.from_seed(f"secagg round {settings.seed}".encode())
-    sharing = settings.sharing()
+    n, sharing = settings.participants, settings.sharing()
     agreement = Agreement(
-        participants=n, dimension=d, clip=1.0, bits=settings.bits, max_examples=1,
+        participants=n, dimension=settings.values, clip=1.0, bits=settings.bits, max_examples=1,
         adversary=Adversary.SEMI_HONEST, sharing=sharing,
     )  # fmt: skip
-    inputs = _Inputs(settings, coins.child("inputs"), np.zeros(d))
-    roles = owners(n)
-    gone = {roles[i] for i in coins.child("dropped").permutation(n)[: round(settings.drop * n)]}
-    secret = Coins()
-    members = {
-        role: SecureAggregationMember(
-            _Work(inputs, number), agreement, number, coins=secret.child(str(role)), rounds=1,
-            threads=settings.threads,
-        )
-        for number, role in enumerate(roles)
-    }  # fmt: skip
-    hub = _TimedHub(members, [Fault(role=role, at=_MASK, harm=Harm.DIE) for role in gone])
-    cpu, wall = time.process_time(), time.perf_counter()
-    session = advertise_keys(hub, agreement, coins=secret.child("server"), threads=settings.threads)
-    share_keys(session, round=0)
-    found = aggregate(session, [], round=0)
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    roles, coins = owners(n), Coins()
+    draws = Coins.from_seed(f"secagg round {settings.seed}".encode())
+    gone = {roles[i] for i in draws.permutation(n)[: round(settings.drop * n)]}
+    members: dict[Role, Member] = {}
+    for number, role in enumerate(roles):
+        members[role] = member = SecureAggregationMember(
+            _Work(settings, number), agreement, number, coins=coins.child(str(role)), rounds=1,
+            threads=1 if settings.workers else settings.threads,
+        )  # fmt: skip
+        if role in gone:
+            members[role] = _Leaving(member)
+    with _hub(settings, members) as hub:
+        cpu, wall = time.process_time(), time.perf_counter()
+        session = advertise_keys(hub, agreement, coins=coins, threads=settings.threads)
+        share_keys(session, round=0)
+        found = aggregate(session, [], round=0)
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        peak = peak_memory() + (sum(hub.peak) if isinstance(hub, ForkedHub) else 0)
     survivors = [role for role in roles if role not in gone]
-    error = float(np.abs(found.mean - inputs.total / len(survivors)).max())
-    bound = agreement.error_bound(len(survivors), found.examples) + 2.0**-22
+    making, total = 0.0, np.zeros(settings.values)
+    for role in survivors:
+        start = time.process_time()
+        vector = _input(settings, role.index)
+        making += time.process_time() - start
+        total += vector
+    error = float(np.abs(found.mean - total / len(survivors)).max())
+    bound = agreement.error_bound(len(survivors), found.examples)
     if found.survivors != tuple(survivors) or error > bound:
         raise TacitError(f"the sum is wrong: off by {error}, at most {bound} expected")
-    costs = [hub.cost.total(role=role) for role in survivors]
-    at_members = sum(hub.cpu.values())
-    of_survivors = sum(hub.cpu[role] for role in survivors) - inputs.cpu
+    costs = hub.cost.by()
+    bytes_of = [costs[str(r)].bytes_sent + costs[str(r)].bytes_received for r in survivors]
     return {
-        "server_cpu_s": cpu - at_members,
-        "client_cpu_s": of_survivors / len(survivors),
+        "server_cpu_s": cpu - (0.0 if settings.workers else sum(hub.cpu.values())),
+        "client_cpu_s": (sum(hub.cpu[role] for role in survivors) - making) / len(survivors),
         "unmask_s": hub.cost.total(role=SERVER, phase="unmask").seconds,
         "total_s": wall,
-        "peak_rss_mb": _peak_kilobytes() * 1024 / 1e6,
-        "bytes_per_client": sum(c.bytes_sent + c.bytes_received for c in costs) / len(costs),
+        "peak_rss_mb": peak / 1e6,
+        "bytes_per_client": sum(bytes_of) / len(bytes_of),
         "vector_bytes": packed_bytes(agreement.length, agreement.width),
         "width": agreement.width,
         "max_error": error,
@@ -188,18 +198,19 @@ def measure(settings: RoundSettings) -> dict[str, object]:
     }
 
 
-def _peak_kilobytes() -> int:
-    """The process's own peak: getrusage's, which the fallback takes, begins with that of who started it."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+@contextmanager
+def _hub(
+    settings: RoundSettings, members: Mapping[Role, Member]
+) -> Iterator[_TimedHub | ForkedHub]:
+    if not settings.workers:
+        yield _TimedHub(members)
+        return
+    with ForkedHub(members, workers=settings.workers) as hub:
+        yield hub
 
 
 if __name__ == "__main__":
     asked = RoundSettings(**json.loads(sys.argv[1]))
-    measure(
-        replace(asked, participants=3, values=16, drop=0.0, regular=False)
-    )  # loads what is loaded once
+    small = replace(asked, participants=3, values=16, drop=0.0, regular=False, workers=0)
+    measure(small)  # loads what is loaded once
     print(json.dumps(measure(asked)))
