@@ -299,6 +299,7 @@ class SecureAggregation:
             ConfigError: the settings do not go together with the number of owners.
             DataError: an owner's records are not finite; names the owner.
             TooFewParties: fewer owners than the threshold were left.
+            Diverged: the same, because training diverged at them; names one, and the round.
         """
         work = self.work(task)
         start = parameters_of(task.start)

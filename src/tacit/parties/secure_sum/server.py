@@ -13,6 +13,7 @@ from tacit.core.errors import (
     CheatingDetected,
     ConfigError,
     DecryptionFailed,
+    Diverged,
     ProtocolError,
     TacitError,
     TooFewParties,
@@ -162,12 +163,12 @@ def _wave(
 
     Raises:
         TooFewParties: fewer than ``at_least`` are left.
-        CheatingDetected: the same, and a member says that another cheated.
+        CheatingDetected, Diverged: the same, and a member says so: its own error says more.
     """
     hub = session.hub
     numbers = {role: number for number, role in enumerate(session.roles)}
     missing = dict.fromkeys(sorted(requests), f"{name}: no reply in time")
-    cheated: list[CheatingDetected] = []
+    telling: list[TacitError] = []
     ticket = hub.post(requests)
     for role, reply in first_replies(hub, ticket, requests, deadline=session.deadline):
         try:
@@ -178,11 +179,11 @@ def _wave(
             del missing[role]
         except TacitError as error:
             missing[role] = f"{name}: {error}"
-            cheated += [error] if isinstance(error, CheatingDetected) else []
+            telling += [error] if isinstance(error, CheatingDetected | Diverged) else []
     session.missing |= missing
     if len(requests) - len(missing) < at_least:
-        for one in cheated:
-            raise one
+        for told in telling:
+            raise told
         replied = sorted(role for role in requests if role not in missing)
         raise TooFewParties(at_least, replied, missing, wave=name)
 
