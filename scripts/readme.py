@@ -118,34 +118,99 @@ def secure() -> str:
     return _figures("reproduce-6", leave_out=_caught)
 
 
+def secure_brief() -> str:
+    """The figures of results/reproduce-6.json in two small tables."""
+    result = _result("reproduce-6")
+    figures = {f["name"]: f for f in result["figures"]}
+    trained = [
+        [
+            f"{float(drop):.0%}",
+            *(f"{figures[f'mnist/n100/drop{drop}/{name}']['here']:.4f}" for name in TRAINED),
+        ]
+        for drop in ("0", "0.1", "0.3")
+    ]
+    attacked = []
+    for records, path in ((20, ""), (4, "four-records/"), (1, "one-record/")):
+        cells = [figures[f"mnist/leakage/{path}{row}/reidentified"] for row in ATTACKED]
+        attacked.append([str(records), *(_judged(cell) for cell in cells)])
+    caught, passed = figures["mutants/caught"]["here"], figures["view/checks_passed"]["here"]
+    checked = (
+        f"On {figures['view/limbs']['here']:,} masked values honest members pass all {passed} checks of the server's view; "
+        f"{caught:.0f} members with one mistake each are caught."
+    )
+    return "\n\n".join(
+        [
+            _table(["cut off", *TRAINED.values()], trained),
+            _table(["records of an owner behind an update", *ATTACKED.values()], attacked),
+            checked,
+            _measured_on(result),
+        ]
+    )
+
+
+TRAINED = {
+    "accuracy": "accuracy",
+    "unprotected/accuracy": "unprotected",
+    "mean_error_over_bound": "largest error / bound",
+}
+ATTACKED = {
+    "unprotected": "unprotected",
+    "masked": "masked vectors",
+    "secure": "the sums, too",
+    "sabotaged": "masks left out",
+}
+
+
+def _judged(figure: dict[str, Any]) -> str:
+    said = figure["settings"]
+    return f"{SIGNS[said['verdict']]} {figure['here']:.2f} (chance {said['chance']:.2f})"
+
+
 def _caught(figure: dict[str, Any]) -> bool:
     parts = str(figure["name"]).split("/")
     return parts[0] == "mutants" and len(parts) == 3 and figure["here"] == 1.0
 
 
 def secagg() -> str:
-    """The rows of results/bench-secagg.json."""
+    """The rounds of results/bench-secagg.json, a row each; the peer's figure and the ratio stand behind ours."""
     result = _result("bench-secagg")
+    cases: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in result["rows"]:
+        cases.setdefault(row["case"], {})[row["metric"]] = row
+    rows = [[case, *(_beside(of.get(metric)) for metric in ROUND)] for case, of in cases.items()]
     peers = sorted({r["peer"] for r in result["rows"] if r["peer"]})
-    rows = [
-        [
-            r["case"],
-            f"`{r['metric']}`",
-            _measured(r["metric"], r["tacit"]),
-            "—" if r["peer_value"] is None else _measured(r["metric"], r["peer_value"]),
-            "—" if r["ratio"] is None else _digits(r["ratio"]),
-        ]
-        for r in result["rows"]
-    ]
-    head = ["case", "metric", "tacit", ", ".join(peers) or "peer", "ratio"]
-    return _table(head, rows) + "\n\n" + _measured_on(result, kernels=True)
+    said = (
+        f"\n\nBehind the strokes: {', '.join(peers)}, and how many times better tacit is."
+        if peers
+        else ""
+    )
+    return (
+        _table(["round", *ROUND.values()], rows)
+        + said
+        + "\n\n"
+        + _measured_on(result, kernels=True)
+    )
 
 
-def _measured(metric: str, value: float) -> str:
-    """A probability as a power of two, anything else with three digits."""
-    if metric == "failure_probability":
-        return f"2^{math.log2(value):.1f}"
-    return _digits(value)
+ROUND = {
+    "server_cpu_s": "server CPU, s",
+    "client_cpu_s": "member CPU, s",
+    "unmask_s": "unmask, s",
+    "total_s": "all parties, s",
+    "peak_rss_mb": "memory, MB",
+    "traffic_ratio": "traffic / 16 bits",
+    "failure_probability": "graph fails",
+}
+
+
+def _beside(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "—"
+    if row["metric"] == "failure_probability":
+        return f"2^{math.log2(row['tacit']):.2f}"
+    if row["ratio"] is None:
+        return _digits(row["tacit"])
+    return f"**{_digits(row['tacit'])}** / {_digits(row['peer_value'])} / {_digits(row['ratio'])}×"
 
 
 def _digits(value: float) -> str:
@@ -237,10 +302,10 @@ def curve() -> str:
 PICTURES: dict[str, Callable[[], str]] = {"docs/images/plot-selective-svt.svg": curve}
 TABLES: dict[str, Callable[[], str]] = {
     "papers": papers, "matrix": matrix, "leakage": leakage, "selective": selective,
-    "secure": secure, "secagg": secagg, "transport": transport,
+    "secure": secure, "secure-brief": secure_brief, "secagg": secagg, "transport": transport,
 }  # fmt: skip
 PAGES = {
-    "README.md": tuple(TABLES),
+    "README.md": tuple(name for name in TABLES if name != "secure"),
     "docs/papers/03-selective-sgd.md": ("selective",),
     "docs/papers/06-secure-aggregation.md": ("secure", "secagg"),
 }

@@ -146,7 +146,10 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> Measured:
     )
     if done.returncode:
         raise TacitError(f"{command[0]} failed: {done.stderr.strip()[-2000:]}")
-    found: Measured = json.loads(done.stdout)
+    try:
+        found: Measured = json.loads(done.stdout)
+    except ValueError:
+        raise TacitError(f"{command[0]} printed no figures: {done.stdout.strip()[:200]}") from None
     return found
 
 

@@ -328,8 +328,8 @@ class LeakageAt:
 
 
 def _lead(measured: Measurement) -> float:
-    """By how much an attack beat chance."""
-    return -1.0 if measured.value is None else measured.value - measured.chance
+    """By how much an attack beat chance for certain: what the verdict looks at."""
+    return -1.0 if measured.value is None else measured.interval[0] - measured.chance
 
 
 def _saw(observation: Observation, view: View) -> dict[str, object]:

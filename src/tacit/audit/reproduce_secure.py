@@ -36,12 +36,12 @@ from tacit.audit.figures import Effort, Figure, figure, one_thread
 from tacit.audit.kept import Found, Kept, key_of, side_by_side
 from tacit.audit.provenance import plain
 from tacit.audit.secure_mutants import MUTANTS
-from tacit.audit.secure_view import Subject, battery, combined, examine
+from tacit.audit.secure_view import ENDED, Subject, battery, combined, examine
 from tacit.audit.statistics import clopper_pearson, clustered_interval
 from tacit.audit.world import Settings
 from tacit.core.coins import Coins
 from tacit.core.cost import CostMeter
-from tacit.core.errors import ConfigError
+from tacit.core.errors import ConfigError, TacitError
 from tacit.core.wire import Array
 from tacit.nn.data import DataSet, load
 from tacit.nn.federated import FederatedMember, Progress, Rounds, Task, train_federated
@@ -461,6 +461,9 @@ def _leaked(case: Leakage, data: DataSet) -> Found:
     """The attack's cells by row."""
     plan = LeakageAt("server", GradientLeakage(iterations=case.iterations))
     report = compare(case.settings, _rows(case), [plan], data=data)
+    for row in report["protections"]:
+        if error := row["cells"][_ATTACK].get("error"):
+            raise TacitError(f"{case.name}, {row['name']}: the attack failed: {error}")
     kept = ("value", "chance", "interval", "n", "verdict", "why", "error", "saw", "knowledge")
     return {
         row["name"]: {name: row["cells"][_ATTACK].get(name) for name in kept}
@@ -482,7 +485,8 @@ def _mistaken(case: Mistakes) -> Found:
         subject = Subject(member=mutant.member, dimension=case.dimension, seed=case.seed)
         failed = {one.name: one.says for one in battery(subject) if not one.passed}
         found[mutant.name] = {
-            "caught": float(mutant.caught_by in failed),
+            # a check that could not be made to its end has caught nothing
+            "caught": float(not failed.get(mutant.caught_by, ENDED).startswith(ENDED)),
             "mistake": mutant.mistake,
             "check": mutant.caught_by,
             "says": failed.get(mutant.caught_by, ""),

@@ -64,6 +64,7 @@ from tacit.parties.views import FULL, View
 Floats = npt.NDArray[np.float32]
 Grid = npt.NDArray[np.int64]
 
+ENDED = "the run ended early"
 FALSE_ALARM = 1e-6
 """A p-value below this fails a check."""
 
@@ -141,7 +142,7 @@ def examine(subject: Subject, name: str) -> Finding:
     try:
         return replace(CHECKS[name](subject), name=name)
     except TacitError as error:
-        return Finding(name=name, passed=False, says=f"the run ended early: {error}")
+        return Finding(name=name, passed=False, says=f"{ENDED}: {error}")
 
 
 def battery(subject: Subject) -> tuple[Finding, ...]:

@@ -282,14 +282,11 @@ def reproduce(
             if figure["paper"] is None
             else f"{figure['paper']:g}{' (recalled)' if figure['recalled'] else ''}"
         )
-        interval = (
-            "—"
-            if figure.get("interval") is None
-            else " to ".join(f"{end:.4g}" for end in figure["interval"])
-        )
-        table.add_row(
-            figure["name"], paper, f"{figure['here']:.4g}", interval, str(figure.get("n", ""))
-        )
+        here, ends = figure["here"], figure.get("interval")
+        exact = ends is None or list(ends) == [here, here]
+        interval = "—" if exact else " to ".join(f"{end:.4g}" for end in ends)
+        value = "—" if here is None else f"{here:.4g}"
+        table.add_row(figure["name"], paper, value, interval, str(figure.get("n", "")))
     Console().print(table)
 
 

@@ -19,6 +19,7 @@ Seconds = float
 Ticket = NewType("Ticket", int)
 
 REFUSED = "refused"
+SILENT = "no reply in time"
 
 
 class Hub(Protocol):
@@ -128,7 +129,7 @@ def ask(
             raise as_error(role, reply)
     if len(got) < needed:
         missing: dict[object, str] = {
-            role: str(as_error(role, refused[role])) if role in refused else "no reply in time"
+            role: str(as_error(role, refused[role])) if role in refused else SILENT
             for role in sorted(requests)
             if role not in got
         }

@@ -16,12 +16,14 @@ Owners who drop out of a round are not in its sum, and back in the next. With to
 
 **Leaks**: to the server, the weighted mean of each round, the examples in all, the share of values that were limited, and
 who took part; to owners, the model of each round. What a sum says about one record is not bounded: see the matrix.
-**Cost**: two waves a round and `tacit.parties.secure_sum.agreement.bytes_of_round` bytes an owner, beside the model.
+**Cost**: two waves a round (active: three), two more a session, and
+`tacit.parties.secure_sum.agreement.bytes_of_round` bytes an owner, beside the model.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +56,7 @@ from tacit.parties.secure_sum.server import (
     aggregate,
     share_keys,
 )
-from tacit.parties.star import Hub, Seconds, ask
+from tacit.parties.star import SILENT, Hub, Seconds, ask
 from tacit.parties.views import COUNTS, Observation, Recording, Update, View
 
 _PRIMITIVES = (
@@ -239,7 +241,7 @@ class SecureAggregation:
             The model's parameters.
 
         Raises:
-            TooFewParties: fewer than the threshold were left. `watch` had the model of the last whole round.
+            TooFewParties: too few were left. `watch` had the model of the last whole round.
             CheatingDetected: somebody's messages do not fit; names who.
 
         Warns:
@@ -349,7 +351,8 @@ class SecureAggregation:
         records = Claim(
             statement="No record leaves its owner.",
             basis=Basis.PROVED,
-            source="by construction: a member's only replies are keys, sealed shares, masked vectors and shares",
+            source="by construction: a member's only replies are keys, signatures, shares, seeds and commitments, and its "
+            "update, masked or not",
             hides=("server", "owner"),
         )
         if self.masks is Masks.NONE:
@@ -365,8 +368,9 @@ class SecureAggregation:
         sessions = -(-self.rounds // self.session_rounds)
         return (
             Claim(
-                statement="Of the owners' updates the server learns, in each round, their sum over those who stayed, "
-                f"at least {agreement.least_sum} of them, and nothing more ({sharing}"
+                statement="Of the owners' updates the server learns, in each round, the sum over those who stayed, at least "
+                f"{agreement.least_sum}, their examples in all, the share of values that were limited, and nothing more "
+                f"({sharing}"
                 + (f"; value: over {sessions} sessions and {self.rounds} rounds" if regular else "")
                 + ").",
                 basis=Basis.PROVED,
@@ -378,7 +382,7 @@ class SecureAggregation:
             records,
             Claim(
                 statement="A value of the mean update differs from that of the clipped updates by at most so much, where "
-                "all owners stay and weigh the same.",
+                "every owner counts max_examples.",
                 basis=Basis.PROVED,
                 source="stochastic rounding, by construction: tacit.parties.secure_sum.agreement.Agreement.error_bound",
                 value=agreement.error_bound(1, agreement.max_examples),
@@ -400,9 +404,10 @@ class SecureAggregation:
         )
         if agreement.sharing.dropouts is None:
             return several, honest
+        n = agreement.participants
         return (
-            f"at most {self.corrupted:.0%} of all owners collude with the server, and at most {agreement.sharing.dropouts} "
-            "drop out of a round",
+            f"at most {math.ceil(self.corrupted * n)} of {n} owners collude with the server, and at most "
+            f"{agreement.sharing.dropouts} drop out of a round",
             "who does, does not depend on the order that the server draws",
             honest,
         )
@@ -432,7 +437,7 @@ class SecureAggregation:
                 values = self._as_values(message, models[round], agreement)
                 updates.append(self._seen(frame.peer, round, values, models[round]))
         if role == SERVER:
-            senders = Counter(update.round for update in updates)
+            senders = Counter(m.integer("round") for m in asked if m.tag == "unmask")
         else:
             lists = {m.integer("round"): m.array("survivors") for m in asked if m.tag == "unmask"}
             senders = Counter(
@@ -499,12 +504,12 @@ def _difference(after: Sequence[Array], before: Sequence[Array], rate: float) ->
 def _warn_of(found: Aggregate, round: int, said: set[Role]) -> None:
     """A word, once an owner, on those who refused to take part, or returned wrong shares."""
     for role, why in found.missing.items():
-        if role not in said and "no reply" not in why:
+        if role not in said and not why.endswith(SILENT):
             said.add(role)
             warnings.warn(
                 f"round {round}: {role} did not take part ({why})", TacitWarning, stacklevel=4
             )
-    for role in {*found.cheated, *(one for pair in found.disputed for one in pair)} - said:
+    for role in sorted({*found.cheated, *(one for pair in found.disputed for one in pair)} - said):
         said.add(role)
         fault = "returned or dealt" if role in found.cheated else "may have returned or dealt"
         warnings.warn(

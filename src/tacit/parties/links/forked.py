@@ -5,12 +5,15 @@ several members and handles one request at a time; it gets the next when its rep
 has read yet never pile up. Time is the real one.
 
 This is no boundary of trust: all processes are one user's, and start with a copy of all members. Members' views are not
-recorded. `Coins` draw other streams in each process, seeded ones too.
+recorded. `Coins` draw other streams in each process, seeded ones too. A slow member delays the others of its worker past a
+deadline. A member's error that is not tacit's ends its worker, and the worker's members never answer again. Make it before
+the first torch operation: a fork after torch has started threads may hang.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import socket
 import struct
 import time
@@ -173,6 +176,7 @@ def _serve(
     link: socket.socket, members: Sequence[Member], inherited: Sequence[socket.socket]
 ) -> None:
     """A worker: answers requests until its input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's; it closes the links
     for one in inherited:  # or the ends of other workers' links would stay open here
         one.close()
     while True:
@@ -187,7 +191,10 @@ def _serve(
             answer = refusal(error)
         reply = encode(answer)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-        _send(link, reply, place, seconds, cpu, peak_memory())
+        try:
+            _send(link, reply, place, seconds, cpu, peak_memory())
+        except OSError:  # nobody waits for it any more
+            return
 
 
 def _send(

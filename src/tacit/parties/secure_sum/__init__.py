@@ -51,8 +51,8 @@ Changed from the paper, and why:
   cancel: a server cannot isolate one member's update by handing the others a model from which theirs is known or zero
   (Pasquini, Francati, Ateniese, "Eluding secure aggregation in federated learning via model inconsistency", CCS 2022;
   recalled).
-* By the commitments the server notices shares that do not fit. Where there are shares to spare, it finds out which are off
-  (Reed-Solomon decoding), recovers the sum without them, and says who is at fault, or may be
+* By the commitments the server notices where shares that it uses do not fit. Where there are shares to spare, it finds
+  out which are off (Reed-Solomon decoding), recovers the sum without them, and says who is at fault, or may be
   (`tacit.parties.secure_sum.recovery`).
 * In the regular graph a round ends if more members drop out than the graph was chosen for, before anything is opened.
 

@@ -22,6 +22,7 @@ from tacit.core.errors import (
     ConfigError,
     ProtocolError,
     RangeError,
+    WireError,
 )
 from tacit.core.wire import Array, Message, Value, decode, encode
 from tacit.crypto import keys, shamir
@@ -75,6 +76,11 @@ class _Opened:
     round: int
     senders: Flags  # (holders,): U2
     shares: Integers  # (holders, 2, limbs)
+
+
+def _nobody() -> tuple[Numbers, Bytes, Flags]:
+    """Holders; their keys: for sealing, low to high number and back, and s_uv; whose key came."""
+    return np.zeros(0, np.int64), np.zeros((0, 96), np.uint8), np.zeros(0, np.bool_)
 
 
 class SecureAggregationMember:
@@ -132,9 +138,7 @@ class SecureAggregationMember:
         self._newest = (-1, -1)  # (round, wave) of the last answer
         self._session = b""
         self._key: keys.KeyPair | None = None
-        self._holders: Numbers = np.zeros(0, np.int64)
-        self._pairs: Bytes = np.zeros((0, 96), np.uint8)  # sealing keys, low to high and back; s_uv
-        self._known: Flags = np.zeros(0, np.bool_)  # whose key came
+        self._holders, self._pairs, self._known = _nobody()
         self._own: _Own | None = None
         self._opened: _Opened | None = None
         self._signed: tuple[int, bytes] | None = None
@@ -191,7 +195,7 @@ class SecureAggregationMember:
         self._once(request, round, _Wave.ADVERTISE)
         self._session = session
         self._key = keys.generate(self._coins.child(f"key {session.hex()}"))
-        self._holders = np.zeros(0, np.int64)
+        self._holders, self._pairs, self._known = _nobody()
         self._own = self._opened = self._signed = None
         signature = b""
         if self._identity is not None:
@@ -383,7 +387,7 @@ class SecureAggregationMember:
             )
         if not 1 <= update.examples <= agreement.max_examples:
             raise RangeError(
-                f"an update over {update.examples} examples, 1 to {agreement.max_examples} agreed on: raise max_examples"
+                f"an update over other than the 1 to {agreement.max_examples} examples agreed on: raise max_examples"
             )
         quantiser, outside = agreement.quantiser, 0
         if update.examples != agreement.max_examples:  # weigh, after clipping
@@ -508,7 +512,7 @@ class SecureAggregationMember:
         )
 
     def restore(self, state: bytes) -> None:
-        """Continue from an exported state.
+        """Continue from an exported state; where it is refused, this member stays as it was.
 
         Raises:
             WireError: these bytes are not one.
@@ -519,31 +523,32 @@ class SecureAggregationMember:
             raise ProtocolError(f"this is not the state of member {self.number}")
         if m.blob("agreement") != self.agreement.digest(b""):
             raise ProtocolError("this state belongs to a member with other settings")
-        self._newest = (m.integer("round", low=-1), m.integer("wave", low=-1))
-        self._session = m.blob("session")
-        secret = m.blob("key")
+        newest = m.integer("round", low=-1), m.integer("wave", low=-1, high=_Wave.UNMASK.value)
+        session, secret = m.blob("session"), m.blob("key")
+        own, opened, signed = (m.integer(name, low=-1) for name in ("own", "opened", "signed"))
+        holders = np.array(m.array("holders", dtype="<i8", shape=(None,)), np.int64)
+        size = len(holders)
+        if size not in (0, self.agreement.holders) or len(session) not in (0, 16):
+            raise WireError(f"{size} holders and a session of {len(session)} bytes in a state")
+        if len(secret) not in (0, 32):
+            raise WireError(f"a key of {len(secret)} bytes in a state")
+        pairs = np.array(m.array("pairs", dtype="u1", shape=(size, 96)), np.uint8)
+        known = np.array(m.array("known", dtype="?", shape=(size,)), np.bool_)
+        of_own = _Own(
+            own,
+            np.array(m.array("secrets", dtype="u1", shape=(2, SEED)), np.uint8),
+            np.array(m.array("seeds", dtype="u1", shape=(size, SEED)), np.uint8),
+            np.array(m.array("share", dtype="<u8", shape=(2, shamir.LIMBS)), np.uint64),
+        )
+        of_others = _Opened(
+            opened,
+            np.array(m.array("senders", dtype="?", shape=(size,)), np.bool_),
+            np.array(m.array("shares", dtype="<u8", shape=(size, 2, shamir.LIMBS)), np.uint64),
+        )
+        said = m.blob("list")
+        self._newest, self._session = newest, session
         self._key = keys.key_pair_from(secret) if secret else None
-        self._holders = np.array(m.array("holders", dtype="<i8", shape=(None,)))
-        self._pairs = np.array(m.array("pairs", dtype="u1", shape=(None, 96)))
-        self._known = np.array(m.array("known", dtype="?", shape=(None,)))
-        own, opened, signed = m.integer("own"), m.integer("opened"), m.integer("signed")
-        self._own = (
-            None
-            if own < 0
-            else _Own(
-                own,
-                np.array(m.array("secrets", dtype="u1")),
-                np.array(m.array("seeds", dtype="u1")),
-                np.array(m.array("share", dtype="<u8")),
-            )
-        )
-        self._opened = (
-            None
-            if opened < 0
-            else _Opened(
-                opened,
-                np.array(m.array("senders", dtype="?")),
-                np.array(m.array("shares", dtype="<u8")),
-            )
-        )
-        self._signed = None if signed < 0 else (signed, m.blob("list"))
+        self._holders, self._pairs, self._known = holders, pairs, known
+        self._own = of_own if own >= 0 else None
+        self._opened = of_others if opened >= 0 else None
+        self._signed = (signed, said) if signed >= 0 else None

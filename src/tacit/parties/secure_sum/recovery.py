@@ -1,9 +1,11 @@
 """How the server recovers secrets from shares of which some may be wrong.
 
-A recovered secret is checked against its member's commitment. Where it does not fit and there are shares to spare,
-Reed-Solomon decoding tells which shares lie off the polynomial that the others agree on. It does not tell whose fault that
-is: a holder may return another share than it got, and a dealer may deal a wrong one. Only numbers tell: a holder whose
-shares are off for more dealers than may collude lies itself, and so does a dealer more of whose shares are off.
+A recovered secret is checked against its member's commitment, so a wrong one is always noticed; a wrong share is where it
+is used. Where a secret does not fit and there are shares to spare, Reed-Solomon decoding tells which of r shares lie
+off the polynomial of the others, if at most (r - threshold) / 2 do; with more of them, acting together, it may name others.
+It does not tell whose fault that is: a holder may return another share than it got, and a dealer may deal a wrong one.
+Only numbers tell: a holder whose shares are off for more dealers than may collude lies itself, and so does a dealer
+more of whose shares are off.
 """
 
 from __future__ import annotations
@@ -40,35 +42,35 @@ class Returned:
     there: Flags
     wanted: Flags
 
-    def recover(self, threshold: int, fits: Fits) -> tuple[Bytes, Flags]:
+    def recover(self, threshold: int, fits: Fits, *, decode: int = 1) -> tuple[Bytes, Flags]:
         """The wanted secrets.
 
         Args:
             threshold: shares that recover one; of each wanted secret at least so many must be there.
             fits: checks a secret.
+            decode: for so many of the secrets that do not fit, tell which shares are off, even where they are not needed.
 
         Returns:
-            The secrets, (n, 16), zero where none was wanted; and which shares are off, (n, h).
+            The secrets, (n, 16), zero where none was wanted; and which shares are off, (n, h), as far as that was found out.
 
         Raises:
             CheatingDetected: the shares of a secret do not open what was committed to; names its dealer.
         """
         off = np.zeros_like(self.there)
         suspected = np.zeros(len(self.wanted), np.bool_)
+        more = max(1, decode)
         while True:
             usable = self._trusted(off, suspected, threshold)
             secrets, good = self._attempt(self.wanted, usable, threshold, fits)
             bad = np.flatnonzero(self.wanted & ~good)
             if not bad.size:
-                break
-            dealer = int(bad[0])
-            if off[dealer].any():
-                raise self._wrong_dealing(dealer)
-            off[dealer] = self._off(dealer, threshold)
-            suspected[self.holders[dealer, off[dealer]]] = True
-        for holder in np.flatnonzero(suspected):
-            self._try(int(holder), off, usable, threshold, fits)
-        return secrets, off
+                return secrets, off
+            for dealer in bad[:more]:
+                if off[dealer].any():
+                    raise self._wrong_dealing(int(dealer))
+                off[dealer] = self._off(int(dealer), threshold)
+                suspected[self.holders[dealer, off[dealer]]] = True
+            more = 1
 
     def _trusted(self, off: Flags, suspected: Flags, threshold: int) -> Flags:
         """Shares to recover from: those of suspected holders only where they are needed."""
@@ -107,17 +109,6 @@ class Returned:
         off[places[found]] = True
         return off
 
-    def _try(self, holder: int, off: Flags, usable: Flags, threshold: int, fits: Fits) -> None:
-        """Find the dealers for whom a suspected holder's share is off: with it, and others that are right, nothing fits."""
-        mine = self.holders == holder
-        tested = self.wanted & (mine & self.there & ~off).any(1)
-        others = usable & ~mine
-        ranks = np.cumsum(others, axis=1)
-        enough = others.sum(1) >= threshold - 1
-        mixed = (others & (ranks < threshold)) | (mine & (tested & enough)[:, None])
-        _, good = self._attempt(tested & enough, mixed, threshold, fits)
-        off |= mine & (tested & enough & ~good)[:, None]
-
     def _wrong_dealing(self, dealer: int) -> CheatingDetected:
         return CheatingDetected(
             f"the shares of {self.names[dealer]}'s secret do not open what it committed to: it dealt them wrongly, or too "
@@ -134,6 +125,8 @@ def at_fault(
         off: which shares are off, (n, h).
         holders: numbers of each member's holders, (n, h).
         colluders: the most members, among anybody's holders, that may lie.
+
+    Assumes: of no secret more than (shares - threshold) / 2 were wrong, or decoding may have named the wrong ones.
     """
     pairs = [(int(v), int(holders[v, place])) for v, place in np.argwhere(off)]
     dealt = np.bincount([v for v, _ in pairs], minlength=len(off))

@@ -42,7 +42,10 @@ from tacit.parties.secure_sum.agreement import (
     self_mask,
 )
 from tacit.parties.secure_sum.recovery import Returned, at_fault
-from tacit.parties.star import REFUSED, Hub, Seconds, as_error, first_replies
+from tacit.parties.star import REFUSED, SILENT, Hub, Seconds, as_error, first_replies
+
+_DECODED = 16
+"""Secrets whose wrong shares are told apart at most, beyond what recovery needs: decoding takes a second at 500 holders."""
 
 
 @dataclass(slots=True)
@@ -138,7 +141,8 @@ class Aggregate:
         survivors: who is in it.
         clipped: the share of their values that had to be clipped.
         missing: who did not take part, or not to the end, and why.
-        cheated: who returned wrong shares, or dealt them: more of them are off than colluding others could make it seem.
+        cheated: who returned wrong shares, or dealt them: more are off than others who collude could make it seem. Assumes
+            that of no secret more than (shares - threshold) / 2 are wrong.
         disputed: dealer and holder of other shares that are off, where either may be at fault.
     """
 
@@ -167,7 +171,7 @@ def _wave(
     """
     hub = session.hub
     numbers = {role: number for number, role in enumerate(session.roles)}
-    missing = dict.fromkeys(sorted(requests), f"{name}: no reply in time")
+    missing = dict.fromkeys(sorted(requests), f"{name}: {SILENT}")
     telling: list[TacitError] = []
     ticket = hub.post(requests)
     for role, reply in first_replies(hub, ticket, requests, deadline=session.deadline):
@@ -246,7 +250,7 @@ def advertise_keys(
             raise CheatingDetected(f"{roles[number]} advertised a key of low order") from None
         if public in seen:
             raise CheatingDetected(f"{roles[number]} advertised another member's key")
-        if registry:
+        if agreement.adversary is Adversary.ACTIVE:
             said = agreement.said_of_key(name, number, public)
             keys.verify(signature, said, signer=registry[number], what=f"{roles[number]}'s key")
             session.signatures[number] = np.frombuffer(signature, np.uint8)
@@ -306,7 +310,7 @@ def masked_input(session: Session, model: Sequence[Array], *, round: int) -> tup
         The sum of the survivors' masked vectors, (dimension + 2,), and who they are, (n,).
 
     Raises:
-        TooFewParties: fewer than the threshold sent one.
+        TooFewParties: fewer than `Agreement.least_sum` sent one.
         CheatingDetected: the same, because a member's sealed shares do not open.
 
     **Leaks**: to the server, masked vectors; to members, who shared. **Cost**: 1 wave.
@@ -453,7 +457,8 @@ def unmask(
                 there=there,
                 wanted=wanted,
             )
-            return returned.recover(threshold, fits)
+            # to tell a holder that lies from dealers who do, its shares must be off for more of these than may collude
+            return returned.recover(threshold, fits, decode=min(agreement.colluders + 1, _DECODED))
 
 
 def _take_masks_away(
@@ -489,7 +494,7 @@ def aggregate(
         share_next: another round of this session follows.
 
     Raises:
-        TooFewParties: fewer than the threshold were left at some wave.
+        TooFewParties: too few were left at some wave.
         CheatingDetected: somebody's messages do not fit; names who.
 
     After an error the session's round is lost, and its secrets are never used again; no part of an update was opened.
