@@ -1944,3 +1944,34 @@ def test_a_regular_graph_is_agreed_on_with_its_failure_probability() -> None:
 def test_where_no_regular_graph_is_sure_enough_the_complete_one_is_agreed_on() -> None:
     sharing = SecureAggregation(graph=Graph.REGULAR).agree(5, dimension=1, max_examples=1).sharing
     assert (sharing.degree, sharing.threshold) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("pairs", np.zeros((4, 95), np.uint8)),
+        ("known", np.zeros(3, np.bool_)),
+        ("wave", 9),
+        ("key", b"short"),
+        ("session", b"short"),
+        ("shares", np.zeros((4, 2, 2), np.uint64)),
+        ("holders", np.zeros(2, np.int64)),
+    ],
+)
+def test_a_state_with_a_part_of_the_wrong_size_leaves_the_member_as_it_was(name, value) -> None:
+    agreement = agreed(4)
+    members = members_of(agreement)
+    opened(LocalHub(members), agreement)
+    member = members[owners(4)[1]]
+    before = member.export()
+    damaged = encode(changed(decode(before), **{name: value}))
+    with pytest.raises(WireError):
+        member.restore(damaged)
+    assert member.export() == before
+
+
+def test_a_registry_that_a_semi_honest_agreement_does_not_need_changes_nothing() -> None:
+    agreement = agreed(4)
+    hub = LocalHub(members_of(agreement))
+    session = advertise_keys(hub, agreement, coins=COINS, registry=[bytes(32)])
+    assert session.known.all() and not session.missing
