@@ -13,6 +13,7 @@ import torch
 from tacit import catalogue
 from tacit.attacks.curious import GradientLeakage
 from tacit.attacks.membership import LossThreshold
+from tacit.audit import statistics
 from tacit.audit.cells import ExposureAt, LeakageAt, Measurement, MembershipFrom, Trial, pooled
 from tacit.audit.compare import Row, compare, judge_cells
 from tacit.audit.world import Settings, train_judge
@@ -421,3 +422,24 @@ def test_the_default_sizes_fit_every_data_set(name: str, quick: bool) -> None:
     rows = found.rows_train + found.rows_test
     assert 2 * sizes.owners * sizes.records + sizes.population <= rows
     assert sizes.pool == 1 or len(found.input_shape) == 3
+
+
+def rate(hits: int, n: int, *, chance: float = 0.0, sums: Measurement | None = None) -> Measurement:
+    counts = ((hits, n),)
+    return Measurement(
+        metric="reidentified", value=hits / n, n=n, counts=counts, chance=chance,
+        interval=statistics.clopper_pearson(hits, n), why="told", sums=sums,
+    )  # fmt: skip
+
+
+def test_of_single_updates_and_sums_the_stronger_over_all_seeds_is_reported() -> None:
+    """Chosen once: seeds in which the weaker one was lucky do not mix with the others."""
+    lucky = [rate(14, 20, sums=rate(35, 100)), rate(0, 20, sums=rate(35, 100))]
+    found = pooled([Measurement.from_json(m.as_json()) for m in lucky])
+    assert (found.value, found.n) == (70 / 200, 200) and found.sums is None
+    assert "on single owners' updates the attack reached 0.35 (chance 0)" in found.why
+    strong = [rate(18, 20, sums=rate(30, 100)), rate(20, 20, sums=rate(40, 100))]
+    found = pooled(strong)
+    assert (found.value, found.n) == (38 / 40, 40)
+    assert "on sums of several owners' updates the attack reached 0.35" in found.why
+    assert pooled(strong[:1]).n == 20

@@ -125,6 +125,7 @@ class Measurement:
         queries: how often it asked the model; None where it asked nothing.
         details: further figures.
         figures: images and curves for the report.
+        sums: the same attack on sums, where the role saw these beside single updates; `pooled` takes the stronger.
     """
 
     metric: str
@@ -140,6 +141,7 @@ class Measurement:
     queries: int | None = None
     details: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict, repr=False)
+    sums: Measurement | None = field(default=None, repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """The measurement as plain values, for `from_json`."""
@@ -148,10 +150,11 @@ class Measurement:
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Measurement:
         """A measurement saved by `as_json`."""
-        counts = saved["counts"]
+        counts, sums = saved["counts"], saved.get("sums")
         return cls(
             **{
                 **saved,
+                "sums": None if sums is None else cls.from_json(sums),
                 "interval": tuple(saved["interval"]),
                 "counts": None if counts is None else tuple((h, n) for h, n in counts),
             }
@@ -268,7 +271,7 @@ class LeakageAt:
     def measure(self, trial: Trial) -> Measurement:
         """Reconstruct records from what the role saw, and look them up among all training records.
 
-        Where the role saw updates of single owners and sums of several, both are attacked, and what leaked more is reported.
+        Where the role saw updates of single owners and sums of several, both are attacked.
         """
         role = VANTAGES[self.vantage]
         observation = trial.observation(role)
@@ -278,11 +281,7 @@ class LeakageAt:
         if not (observation.updates and observation.aggregates):
             return self._from(observation, saw, trial, role)
         single = self._from(replace(observation, aggregates=()), saw, trial, role)
-        summed = self._from(replace(observation, updates=()), saw, trial, role)
-        stronger, other = (single, summed) if _lead(single) >= _lead(summed) else (summed, single)
-        which = "sums of several owners' updates" if other is summed else "single owners' updates"
-        tried = f"; on {which} the attack reached {other.value} (chance {other.chance:.3g})"
-        return replace(stronger, why=stronger.why + tried)
+        return replace(single, sums=self._from(replace(observation, updates=()), saw, trial, role))
 
     def _from(
         self, observation: Observation, saw: dict[str, object], trial: Trial, role: Role
@@ -325,6 +324,15 @@ class LeakageAt:
             details=_details(leaked, behind, trial, chance=misses / others if others else None),
             figures={"images": _pictures(leaked, behind, trial)},
         )
+
+
+def _stronger(single: Measurement, summed: Measurement) -> Measurement:
+    taken, other = (single, summed) if _lead(single) >= _lead(summed) else (summed, single)
+    which = "sums of several owners' updates" if other is summed else "single owners' updates"
+    reached = "could not run" if other.value is None else f"reached {other.value:.3g}"
+    return replace(
+        taken, why=f"{taken.why}; on {which} the attack {reached} (chance {other.chance:.3g})"
+    )
 
 
 def _lead(measured: Measurement) -> float:
@@ -599,8 +607,13 @@ def pooled(measurements: Sequence[Measurement]) -> Measurement:
     """One measurement of several seeds.
 
     Rates add up their counts. Areas under the curve are averaged; their intervals, from independent seeds, shrink with the
-    root of the number. Images, curves and further figures are the first seed's.
+    root of the number. Images, curves and further figures are the first seed's. Of single updates and sums the one that
+    leaked more over all seeds is reported; the other is told in `why`.
     """
+    sums = [m.sums for m in measurements if m.sums is not None]
+    if sums:
+        single = pooled([replace(m, sums=None) for m in measurements])
+        return _stronger(single, pooled(sums))
     first = measurements[0]
     valid = [m for m in measurements if m.value is not None]
     if len(measurements) == 1 or not valid:

@@ -81,8 +81,8 @@ class Agreement:
         _ = self.quantiser  # checks clip and bits
         if n < 2 or self.dimension < 1 or n.bit_length() + self.bits > 63:
             raise ConfigError(
-                f"at least 2 participants and one value, and sums below 2^63, expected; got {n} participants, {self.dimension} "
-                f"values and {self.bits} bits"
+                f"at least 2 participants, one value, and sums below 2^63 expected, got {n} participants, "
+                f"{self.dimension} values and {self.bits} bits"
             )
         if not 1 <= self.max_examples < self.quantiser.levels:
             raise ConfigError(
