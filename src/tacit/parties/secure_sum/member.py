@@ -265,7 +265,7 @@ class SecureAggregationMember:
         self._once(request, round, _Wave.SHARE)
         if (
             not self._holders.size
-        ):  # the first time in this session; keys that come again are not looked at
+        ):  # or its neighbours' keys came before, and are not looked at again
             self._meet(request)
         return Message("shares", **self._shares(round))
 

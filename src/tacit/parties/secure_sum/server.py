@@ -418,9 +418,7 @@ def unmask(
 
     def take(number: int, reply: Message) -> None:
         inside: Flags = np.ones(1, np.bool_)
-        if asked[
-            number
-        ]:  # its shares count, even if those for the next round turn out to be no good
+        if asked[number]:  # these shares count, even if those for the next round are no good
             senders = shared.there[session.holders[number]]
             shares = reply.array("shares", dtype="<u8", shape=(int(senders.sum()), shamir.LIMBS))
             dealers, places = session.holders[number][senders], session.slots[number][senders]
