@@ -263,10 +263,8 @@ class SecureAggregationMember:
         **Leaks**: nothing; to holders, one share of each secret. **Cost**: 80 bytes a holder and 64.
         """
         self._once(request, round, _Wave.SHARE)
-        if (
-            not self._holders.size
-        ):  # or its neighbours' keys came before, and are not looked at again
-            self._meet(request)
+        if not self._holders.size:
+            self._meet(request)  # keys that come again in a session are not looked at
         return Message("shares", **self._shares(round))
 
     def _shares(self, round: int) -> dict[str, Value]:
