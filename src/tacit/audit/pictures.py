@@ -350,9 +350,12 @@ def place_labels(drawn: Sequence[dict[str, Any]], box: Box) -> tuple[list[dict[s
             if spot is not None:
                 break
         else:
-            top = box[3] + 46.0 + _LINE * below
-            place, below = (box[0], top, box[0] + _width(text, mark), top + _LINE), below + 1
-            ends = (d["x"], d["y"]), (box[0], top + _LINE / 2)
+            wide, top = _width(text, mark), box[3] + 46.0 + _LINE * below
+            left = min(
+                max(d["x"] - wide / 2, box[0]), box[2] - wide
+            )  # below the mark: a short line
+            place, below = (left, top, left + wide, top + _LINE), below + 1
+            ends = (d["x"], d["y"]), (left + wide / 2, top)
             spot = place, [(x, y, x, y) for x, y in ends]
         found, line = spot
         taken.append(found)
