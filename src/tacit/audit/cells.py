@@ -335,9 +335,11 @@ def _stronger(single: Measurement, summed: Measurement) -> Measurement:
     )
 
 
-def _lead(measured: Measurement) -> float:
-    """By how much an attack beat chance for certain: what the verdict looks at."""
-    return -1.0 if measured.value is None else measured.interval[0] - measured.chance
+def _lead(measured: Measurement) -> tuple[bool, float]:
+    """Whether an attack beat chance for certain, which the verdict looks at, and by how much it did at all."""
+    if measured.value is None:
+        return False, -1.0
+    return measured.interval[0] > measured.chance, measured.value - measured.chance
 
 
 def _saw(observation: Observation, view: View) -> dict[str, object]:
