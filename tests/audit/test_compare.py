@@ -434,10 +434,11 @@ def rate(hits: int, n: int, *, chance: float = 0.0, sums: Measurement | None = N
 
 def test_of_single_updates_and_sums_the_stronger_over_all_seeds_is_reported() -> None:
     """Chosen once: seeds in which the weaker one was lucky do not mix with the others."""
-    lucky = [rate(14, 20, sums=rate(35, 100)), rate(0, 20, sums=rate(35, 100))]
+    sums = rate(30, 100, chance=0.1)
+    lucky = [rate(14, 20, chance=0.1, sums=sums), rate(0, 20, chance=0.1, sums=sums)]
     found = pooled([Measurement.from_json(m.as_json()) for m in lucky])
-    assert (found.value, found.n) == (70 / 200, 200) and found.sums is None
-    assert "on single owners' updates the attack reached 0.35 (chance 0)" in found.why
+    assert (found.value, found.n) == (60 / 200, 200) and found.sums is None
+    assert "on single owners' updates the attack reached 0.35 (chance 0.1)" in found.why
     strong = [rate(18, 20, sums=rate(30, 100)), rate(20, 20, sums=rate(40, 100))]
     found = pooled(strong)
     assert (found.value, found.n) == (38 / 40, 40)
