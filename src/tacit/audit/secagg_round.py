@@ -25,7 +25,7 @@ from tacit.core.wire import Array, Message
 from tacit.crypto.kernels import kernel_names
 from tacit.crypto.masks import expand_add
 from tacit.crypto.packing import packed_bytes
-from tacit.nn.updates import LocalUpdate, flattened
+from tacit.nn.updates import LocalUpdate
 from tacit.parties.links.forked import ForkedHub, peak_memory
 from tacit.parties.links.local import Event, LocalHub
 from tacit.parties.neighbours import Sharing, choose_sharing
@@ -77,16 +77,6 @@ class RoundSettings:
         return found
 
 
-def _input(settings: RoundSettings, number: int) -> npt.NDArray[np.float32]:
-    """A member's vector: follows from the seed and the number alone."""
-    seed = hashlib.sha256(f"secagg round {settings.seed}, input {number}".encode()).digest()[:16]
-    words = np.zeros(settings.values, np.uint32)
-    expand_add(words, np.frombuffer(seed, np.uint8)[None], np.ones(1, np.int8))
-    vector = words.view(np.int32).astype(np.float32)
-    vector *= np.float32(2.0**-31)
-    return vector
-
-
 @dataclass(slots=True)
 class _Work:
     """Makes a member's vector, and keeps count of the processor time that this takes."""
@@ -95,12 +85,21 @@ class _Work:
     number: int
     spent: float = 0.0
 
+    def vector(self) -> npt.NDArray[np.float32]:
+        """Follows from the seed and the number alone."""
+        start = time.process_time()
+        said = f"secagg round {self.settings.seed}, input {self.number}"
+        seed = np.frombuffer(hashlib.sha256(said.encode()).digest()[:16], np.uint8)
+        words = np.zeros(self.settings.values, np.uint32)
+        expand_add(words, seed[None], np.ones(1, np.int8))
+        vector = words.view(np.int32).astype(np.float32)
+        vector *= np.float32(2.0**-31)
+        self.spent += time.process_time() - start
+        return vector
+
     def update(self, model: Sequence[Array], round: int) -> LocalUpdate:
         del model, round
-        start = time.process_time()
-        vector = _input(self.settings, self.number)
-        self.spent += time.process_time() - start
-        return LocalUpdate(arrays=(vector,), examples=1)
+        return LocalUpdate(arrays=(self.vector(),), examples=1)
 
 
 class _Leaving:
@@ -175,13 +174,11 @@ def measure(settings: RoundSettings) -> dict[str, object]:
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         peak = peak_memory() + (sum(hub.peak) if isinstance(hub, ForkedHub) else 0)
     survivors = [role for role in roles if role not in gone]
-    making, total = sum(work.spent for work in works), np.zeros(settings.values)
+    made, total = sum(work.spent for work in works), np.zeros(settings.values)
     for role in survivors:
-        total += flattened(works[role.index].update((), 0).arrays)
-    if (
-        settings.workers
-    ):  # what was spent in other processes is not known here: it is what this took
-        making = sum(work.spent for work in works)
+        total += works[role.index].vector()
+    # What workers spent on inputs is not seen here: it is taken to be what making them again took.
+    making = made or sum(work.spent for work in works)
     error = float(np.abs(found.mean - total / len(survivors)).max())
     bound = agreement.error_bound(len(survivors), found.examples)
     if found.survivors != tuple(survivors) or error > bound:

@@ -240,6 +240,8 @@ def pair_seed(secret: bytes, round: int) -> Bytes:
 
 def for_model(seeds: Bytes, model: Sequence[Array]) -> Bytes:
     """Seeds of the pairwise masks: k_uv bound to the model, so that masks only cancel among members who got the same one."""
+    if not len(seeds):  # nobody dropped out: nothing to bind, and no model to read
+        return seeds
     digest = hashlib.sha256(encode(Message("model", model=list(model)))).digest()
     made = [hmac.digest(seed.tobytes(), digest, "sha256")[:SEED] for seed in seeds]
     return np.frombuffer(b"".join(made), np.uint8).reshape(-1, SEED)
