@@ -1241,7 +1241,7 @@ def test_pure_noise_is_warned_of_before_any_work_is_done(
     def work(*args: object, **more: object) -> None:
         raise Reached
 
-    monkeypatch.setattr(selective_sgd, "honest_work", work)
+    monkeypatch.setattr(selective_sgd, "serve", work)
     scheme = replace(PRIVATE, epsilon_over_c=0.5)
     said = r"epsilon_over_c = 0\.5 leaves nearly pure noise.*51\.4 %"
     with pytest.warns(TacitWarning, match=said), pytest.raises(Reached):

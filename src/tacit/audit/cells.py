@@ -227,7 +227,7 @@ class ExposureAt:
         saw = _saw(observation, trial.run.views[role])
         knowledge = Knowledge(input_shape=trial.task.input_shape)
         rows = PlaintextExposure().recover(RoleView(observation), knowledge)
-        own = len(trial.task.shards[role.index][0]) if role != SERVER else 0
+        own = trial.task.records[role.index] if role != SERVER else 0
         others = trial.members[0][own:]  # the participant is owner 0, whose records come first
         seen = {row.numpy().tobytes() for row in rows}
         hits = sum(record.numpy().tobytes() in seen for record in others)
@@ -368,7 +368,7 @@ class _Truth:
     def __init__(self, trial: Trial, role: Role) -> None:
         self._trial = trial
         self._role = role
-        sizes = [len(inputs) for inputs, _ in trial.task.shards]
+        sizes = list(trial.task.records)
         self._first = [sum(sizes[:index]) for index in range(len(sizes))]
 
     def _rows(self, update: Update, round: int, senders: Sequence[Role]) -> list[int]:

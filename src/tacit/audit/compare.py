@@ -25,12 +25,12 @@ import tacit
 from tacit.audit import statistics
 from tacit.audit.cells import Measurement, Plan, Protection, Trial, pooled
 from tacit.audit.figures import one_thread
-from tacit.audit.files import write_file
 from tacit.audit.provenance import header, plain, sources_digest
 from tacit.audit.report import read_report, write_report
 from tacit.audit.world import Settings, World, check_rows, deal, imitation
 from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError, DataError, OutputError, TacitError
+from tacit.core.files import write_file
 from tacit.nn.data import DataSet, load
 from tacit.nn.local_work import accuracy
 from tacit.parties.views import Level, Recording

@@ -17,8 +17,8 @@ from typing import Any
 from urllib.parse import quote
 
 from tacit.audit import decision, pictures, words
-from tacit.audit.files import make_folder, write_file
 from tacit.audit.words import Result
+from tacit.core.files import make_folder, write_file
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 

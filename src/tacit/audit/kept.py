@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from joblib import Parallel, delayed
 
-from tacit.audit.files import make_folder, write_file
 from tacit.audit.provenance import plain, sources_digest
+from tacit.core.files import make_folder, write_file
 
 Found = dict[str, Any]
 """What a case gave, as plain values."""

@@ -21,9 +21,9 @@ import jinja2
 
 from tacit.audit import decision, difference, export, pictures, words
 from tacit.audit.decision import Choice
-from tacit.audit.files import make_folder, write_file
 from tacit.audit.words import Result
 from tacit.core.errors import ConfigError, DataError
+from tacit.core.files import make_folder, write_file
 
 SCHEMA = 1
 

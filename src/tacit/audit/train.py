@@ -21,11 +21,11 @@ from torch import nn
 
 from tacit.audit.cells import Protection
 from tacit.audit.figures import one_thread
-from tacit.audit.files import make_folder, write_file
 from tacit.audit.provenance import header, plain
 from tacit.audit.statistics import clopper_pearson
 from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError, OutputError, TacitWarning, UnknownName
+from tacit.core.files import make_folder, write_file
 from tacit.nn.data import DataSet, load, split_by_label, split_iid
 from tacit.nn.federated import Progress, Task, silent
 from tacit.nn.local_work import accuracy

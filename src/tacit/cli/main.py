@@ -23,6 +23,7 @@ from rich.table import Table
 
 import tacit
 from tacit.cli.data import data_app
+from tacit.cli.keys import keys_app
 from tacit.cli.report import app as report_app
 from tacit.core.errors import TacitError, TacitWarning, UnknownName
 
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(keys_app, name="keys")
 app.add_typer(report_app, name="report")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

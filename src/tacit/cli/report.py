@@ -118,7 +118,7 @@ def export(
 
 
 def _write(path: Path, page: str) -> None:
-    from tacit.audit.files import make_folder, write_file
+    from tacit.core.files import make_folder, write_file
 
     make_folder(path.parent)
     write_file(path, page)

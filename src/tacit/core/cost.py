@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
+
+from tacit.core.errors import WireError
+from tacit.core.wire import Message, Value
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
@@ -52,6 +57,7 @@ class CostMeter:
     phase: str = ""
     layer: str = ""
     _entries: dict[tuple[object, str, str], list[float]] = field(default_factory=dict)
+    _before: int = 0  # rounds of a run that this one goes on with
 
     def book(
         self,
@@ -75,7 +81,7 @@ class CostMeter:
 
     def chain(self, depth: int) -> None:
         """A message that is the ``depth``-th of its causal chain was sent."""
-        self.rounds = max(self.rounds, depth)
+        self.rounds = max(self.rounds, self._before + depth)
 
     @contextmanager
     def during(self, phase: str | None = None, layer: str | None = None) -> Iterator[None]:
@@ -98,12 +104,41 @@ class CostMeter:
 
     def entries(self) -> dict[tuple[str, str, str], Cost]:
         """All that was booked, by (role, phase, layer)."""
+        out: dict[tuple[str, str, str], Cost] = {}
+        for (role, phase, layer), (m, s, r, t) in self._entries.items():
+            key = str(role), phase, layer
+            booked = Cost(messages=int(m), bytes_sent=int(s), bytes_received=int(r), seconds=t)
+            out[key] = out.get(key, Cost()) + booked
+        return out
+
+    def fields(self) -> dict[str, Value]:
+        """All that was booked, as fields of a message, for `add`."""
+        entries = self.entries()
+        rows = [(c.messages, c.bytes_sent, c.bytes_received, c.seconds) for c in entries.values()]
         return {
-            (str(role), phase, layer): Cost(
-                messages=int(m), bytes_sent=int(s), bytes_received=int(r), seconds=t
-            )
-            for (role, phase, layer), (m, s, r, t) in self._entries.items()
+            "booked": [list(key) for key in entries],
+            "costs": np.array(rows, np.float64).reshape(-1, 4),
+            "rounds": self.rounds,
         }
+
+    def add(self, kept: Message) -> None:
+        """Add what another meter had booked: that of the run that this one goes on with.
+
+        Raises:
+            WireError: the message lacks it.
+        """
+        keys, costs = kept.fields.get("booked"), kept.array("costs", dtype="<f8", shape=(None, 4))
+        if not isinstance(keys, list) or len(keys) != len(costs):
+            raise WireError("costs that are not booked under anything")
+        for key, row in zip(keys, np.asarray(costs, np.float64).tolist(), strict=True):
+            role, phase, layer = key
+            messages, sent, received, seconds = row
+            self.book(
+                role, messages=int(messages), sent=int(sent), received=int(received), seconds=seconds,
+                under=(str(phase), str(layer)),
+            )  # fmt: skip
+        self._before = kept.integer("rounds", low=0)
+        self.rounds += self._before
 
     def total(
         self, *, role: object | None = None, phase: str | None = None, layer: str | None = None

@@ -17,7 +17,8 @@
     │   ├── TooFewParties      a wave ended with fewer replies than the protocol needs
     │   ├── DeadlineExceeded   nothing came in time
     │   ├── Deadlock           every party waits and nothing is under way
-    │   └── CheatingDetected   a check that an honest party passes was failed
+    │   ├── CheatingDetected   a check that an honest party passes was failed
+    │   └── AuthenticationFailed   a peer's or own certificate is not what it must be
     ├── DecryptionFailed       a ciphertext is damaged, or meant for another key or context
     ├── BudgetExhausted        no queries or no privacy budget left
     └── NotEnoughEvidence      a figure was asked for that the sample cannot support
@@ -127,6 +128,10 @@ class Deadlock(ProtocolError):
 
 class CheatingDetected(ProtocolError):
     """A check that an honest party passes was failed."""
+
+
+class AuthenticationFailed(ProtocolError):
+    """A peer's or own certificate is not what it must be."""
 
 
 class DecryptionFailed(TacitError):

@@ -17,7 +17,8 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,11 +36,12 @@ from tacit.core.errors import (
 from tacit.core.wire import Array, Message, decode, encode
 from tacit.nn.local_work import HonestTraining, Share, load_parameters, parameters_of
 from tacit.nn.updates import LocalWork
-from tacit.parties.links.local import LocalHub
+from tacit.parties.checkpoints import NOTHING, Checkpoint
 from tacit.parties.roles import SERVER, Role, owners
-from tacit.parties.runs import Opened
-from tacit.parties.star import Hub, Seconds, ask
-from tacit.parties.views import COUNTS, Arrays, Observation, Recording, Update, View
+from tacit.parties.runs import Opened, Run
+from tacit.parties.seats import Seat
+from tacit.parties.star import Hub, Member, Seconds, ask
+from tacit.parties.views import Arrays, Observation, Update, View
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -49,6 +51,10 @@ Progress = Callable[[int, int], None]
 
 MOST = 10_000_000
 """The most rounds, steps or records of a batch that a setting may ask for."""
+
+
+Shard = tuple[Tensor, Tensor]
+"""An owner's records, float32 (n, *input shape), and their labels, int64 (n,)."""
 
 
 def silent(done: int, total: int) -> None:
@@ -62,29 +68,72 @@ class Task:
     Args:
         name: of the data set.
         start: the model before training.
-        shards: each owner's records and labels.
+        shards: each owner's records and labels; None for an owner whose records are not in this process.
         input_shape: of one record.
         classes: number of classes.
         seed: of the order in which owners go through their records.
+        counts: each owner's number of records, which is public; needed where shards are not here.
 
     Raises:
         ConfigError: there is no owner, or a size is not positive.
-        DataError: an owner's records or labels are not of that form; names the owner.
+        DataError: an owner's records or labels are not of that form, or not as many as ``counts`` says; names the owner.
     """
 
     name: str
     start: nn.Module = field(repr=False)
-    shards: tuple[tuple[Tensor, Tensor], ...] = field(repr=False)
+    shards: tuple[Shard | None, ...] = field(repr=False)
     input_shape: tuple[int, ...]
     classes: int
     seed: int = 0
+    counts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.shards or self.classes < 1:
             raise ConfigError(
                 f"at least one owner and one class expected, got {len(self.shards)} and {self.classes}"
             )
-        for role, (inputs, labels) in zip(owners(len(self.shards)), self.shards, strict=True):
+        if self.counts and len(self.counts) != len(self.shards):
+            raise ConfigError(f"{len(self.counts)} numbers of records for {len(self.shards)} owners")
+        for role, (inputs, _) in self.here().items():
+            if self.counts and len(inputs) != self.counts[role.index]:
+                raise DataError(
+                    f"{role} has {len(inputs)} records where {self.counts[role.index]} were agreed on: change the number "
+                    "for all, or the records"
+                )
+        self._check_shards()
+
+    @property
+    def owners(self) -> tuple[Role, ...]:
+        """Everybody who has records."""
+        return owners(len(self.shards))
+
+    @property
+    def records(self) -> tuple[int, ...]:
+        """Each owner's number of records; 0 where nothing says so."""
+        said = self.counts or (0,) * len(self.shards)
+        return tuple(
+            count if shard is None else len(shard[0])
+            for shard, count in zip(self.shards, said, strict=True)
+        )
+
+    def here(self) -> dict[Role, Shard]:
+        """The records that are in this process."""
+        return {
+            role: shard
+            for role, shard in zip(self.owners, self.shards, strict=True)
+            if shard is not None
+        }
+
+    def only(self, *roles: Role) -> Task:
+        """The same task with nobody's records but those of ``roles``."""
+        kept = tuple(
+            shard if role in roles else None
+            for role, shard in zip(self.owners, self.shards, strict=True)
+        )
+        return replace(self, shards=kept, counts=self.records)
+
+    def _check_shards(self) -> None:
+        for role, (inputs, labels) in self.here().items():
             shape, dtype = tuple(inputs.shape), inputs.dtype
             if dtype != torch.float32 or shape[1:] != self.input_shape or not len(inputs):
                 raise DataError(
@@ -195,7 +244,12 @@ def check_sgd(*, batch_size: int, learning_rate: float, local_steps: int = 1) ->
 
 
 def train_federated(
-    hub: Hub, start: nn.Module, settings: Rounds, *, progress: Progress = silent
+    hub: Hub,
+    start: nn.Module,
+    settings: Rounds,
+    *,
+    progress: Progress = silent,
+    checkpoint: Checkpoint = NOTHING,
 ) -> list[Array]:
     """The coordinator's part: run all rounds and hand out the finished model.
 
@@ -204,6 +258,7 @@ def train_federated(
         start: the model before the first round.
         settings: how it runs.
         progress: told after each round.
+        checkpoint: where it stands is kept after each round, and gone on with from there.
 
     Returns:
         The model's parameters, float32.
@@ -211,13 +266,17 @@ def train_federated(
     Raises:
         TooFewParties: a round got fewer replies than needed.
         Diverged: an update is not finite.
+        OutputError: the checkpoint cannot be written.
 
     **Leaks**: to the server, each member's update of each round; to each member, the model of each round.
     """
     model = parameters_of(start)
     members = hub.members()
-    counted = examples = 0  # behind the mean that led to the model handed out
-    for round in range(settings.rounds):
+    first = counted = examples = 0  # counted: behind the mean that led to the model handed out
+    if (state := checkpoint.load(hub.cost)) is not None:
+        model = state.arrays("model", like=model)
+        first, counted, examples = (state.integer(n) for n in ("round", "counted", "examples"))
+    for round in range(first, settings.rounds):
         request = Message("round", model=model, round=round, counted=counted, examples=examples)
         replies = ask(
             hub,
@@ -234,6 +293,10 @@ def train_federated(
             model = [
                 _float(m) + np.float32(settings.rate) * u for m, u in zip(model, move, strict=True)
             ]
+        checkpoint.save(
+            Message("state", model=model, round=round + 1, counted=counted, examples=examples),
+            hub.cost,
+        )
         progress(round + 1, settings.rounds)
     finished = Message(
         "finished", model=model, round=settings.rounds, counted=counted, examples=examples
@@ -282,7 +345,7 @@ def honest_work(
     decay: float = 1.0,
     label_smoothing: float = 0.0,
 ) -> dict[Role, HonestTraining]:
-    """Honest training on its own shard for every owner of a task: see `HonestTraining`.
+    """Honest training on its own shard for every owner whose records are here: see `HonestTraining`.
 
     ``local_steps`` of 0 are as many as go through an owner's records once.
 
@@ -299,7 +362,7 @@ def honest_work(
             TacitWarning,
             stacklevel=3,
         )
-    for role, (inputs, _) in zip(owners(len(task.shards)), task.shards, strict=True):
+    for role, (inputs, _) in task.here().items():
         if not bool(inputs.isfinite().all()):
             raise DataError(
                 f"the records of {role} hold values that are not finite: clean them first"
@@ -317,34 +380,63 @@ def honest_work(
             label_smoothing=label_smoothing,
             seed=task.seed * 100_003 + role.index,
         )
-        for role, (inputs, labels) in zip(owners(len(task.shards)), task.shards, strict=True)
+        for role, (inputs, labels) in task.here().items()
     }
 
 
+def federated_members(
+    task: Task, work: Mapping[Role, LocalWork], rounds: Rounds
+) -> dict[Role, Member]:
+    """A member around each role's work."""
+    like = parameters_of(task.start)
+    return {role: FederatedMember(one, like, rounds=rounds.rounds) for role, one in work.items()}
+
+
 def run_federated(
+    hub: Hub,
     task: Task,
-    work: Mapping[Role, LocalWork],
     rounds: Rounds,
     *,
-    recording: Recording = COUNTS,
     progress: Progress = silent,
-) -> tuple[Opened[nn.Module], LocalHub]:
-    """Run federated training in this process, members built around the given work.
-
-    Returns:
-        The trained model, which every role holds, and the hub with its cost and views.
+    checkpoint: Checkpoint = NOTHING,
+) -> Opened[nn.Module]:
+    """`train_federated`, and the model as a module, which every role holds.
 
     Raises:
         Diverged: names the owner, the round and its epoch.
     """
-    like = parameters_of(task.start)
-    hub = LocalHub(
-        {role: FederatedMember(w, like, rounds=rounds.rounds) for role, w in work.items()},
-        recording=recording,
-    )
     model = copy.deepcopy(task.start)
-    load_parameters(model, train_federated(hub, task.start, rounds, progress=progress))
-    return Opened(model, (SERVER, *work)), hub
+    trained = train_federated(hub, task.start, rounds, progress=progress, checkpoint=checkpoint)
+    load_parameters(model, trained)
+    return Opened(model, (SERVER, *task.owners))
+
+
+class Collaborative(Protocol):
+    """A scheme whose parties form a star, wherever they run."""
+
+    def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
+        """A member for each owner whose records are in this process."""
+        ...
+
+    def run(
+        self,
+        hub: Hub,
+        task: Task,
+        seat: Seat,
+        *,
+        progress: Progress = silent,
+        checkpoint: Checkpoint = NOTHING,
+    ) -> Run[Opened[nn.Module]]:
+        """The coordinator's part; it needs nobody's records.
+
+        Args:
+            hub: the star of this scheme's members.
+            task: what is to be learned, by whom.
+            seat: this process's coins and keys.
+            progress: told how much is done.
+            checkpoint: where it stands is kept, and gone on with from there.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

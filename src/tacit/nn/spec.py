@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from tacit.core.errors import ConfigError, OutputError, UnsupportedLayer
+from tacit.core.errors import ConfigError, UnsupportedLayer
+from tacit.core.files import write_file
 from tacit.nn.layers import (
     KINDS,
     BatchNorm1d,
@@ -186,7 +185,7 @@ def save_model(module: nn.Module, input_shape: Sequence[int], path: Path | str) 
         for name, tensor in flat.state_dict().items()
     }
     _check_one_float_type(tensors, UnsupportedLayer, "the model")
-    _write_whole(Path(path), safetensors_bytes(tensors, metadata={"tacit.spec": spec.to_json()}))
+    write_file(Path(path), safetensors_bytes(tensors, metadata={"tacit.spec": spec.to_json()}))
     return spec
 
 
@@ -387,17 +386,3 @@ def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
             "write it with tacit.nn.spec.save_model"
         )
     return text, tensors
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with draft.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write the model to {path}: {error}") from error
-    finally:
-        draft.unlink(missing_ok=True)

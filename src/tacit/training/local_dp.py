@@ -38,6 +38,7 @@ from tacit.nn.federated import (
     Seen,
     Task,
     check_sgd,
+    federated_members,
     honest_work,
     observe_federated,
     run_federated,
@@ -45,8 +46,12 @@ from tacit.nn.federated import (
 )
 from tacit.nn.local_work import Share
 from tacit.nn.updates import LocalUpdate, LocalWork
+from tacit.parties.checkpoints import NOTHING, Checkpoint
+from tacit.parties.links.local import LocalHub
 from tacit.parties.roles import Role
 from tacit.parties.runs import Opened, Run
+from tacit.parties.seats import Seat
+from tacit.parties.star import Hub, Member
 from tacit.parties.views import COUNTS, Observation, Recording, View
 
 
@@ -131,7 +136,7 @@ class LocalDP:
         recording: Recording = COUNTS,
         progress: Progress = silent,
     ) -> Run[Opened[nn.Module]]:
-        """Train on the task's records.
+        """Train on the task's records, all parties in this process.
 
         Args:
             task: what is to be learned, by whom.
@@ -143,31 +148,42 @@ class LocalDP:
             DataError: an owner's records are not finite; names the owner, before anything is sent.
             Diverged: the model is not finite; names the round.
         """
+        seat = Seat(coins=coins)
+        hub = LocalHub(self.members_of(task, seat), recording=recording)
+        return self.run(hub, task, seat, progress=progress)
+
+    def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
+        """A member for each owner whose records are in this process."""
         work = {
             role: NoisyWork(
                 work=honest,
                 mechanism=self.mechanism,
                 examples=self.batch_size,
-                coins=coins.child(f"noise/{role}"),
+                coins=seat.coins.child(f"noise/{role}"),
             )
             for role, honest in honest_work(
                 task, Share.GRADIENT, batch_size=self.batch_size
             ).items()
         }
-        model, hub = run_federated(
-            task,
-            work,
-            self._rounds,
-            recording=recording,
-            progress=progress,
-        )
+        return federated_members(task, work, self._rounds)
+
+    def run(
+        self,
+        hub: Hub,
+        task: Task,
+        seat: Seat,
+        *,
+        progress: Progress = silent,
+        checkpoint: Checkpoint = NOTHING,
+    ) -> Run[Opened[nn.Module]]:
+        """The coordinator's part: see `tacit.nn.federated.train_federated`."""
         return Run(
-            output=model,
+            output=run_federated(hub, task, self._rounds, progress=progress, checkpoint=checkpoint),
             cost=hub.cost,
             views=hub.views,
             claims=self.claims(),
             settings={**asdict(self), "noise": self.noise.value},
-            seeded=coins.seeded,
+            seeded=seat.coins.seeded,
         )
 
     def claims(self) -> tuple[Claim, ...]:

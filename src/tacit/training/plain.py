@@ -32,16 +32,19 @@ from tacit.nn.federated import (
     Seen,
     Task,
     check_sgd,
+    federated_members,
     honest_work,
     observe_federated,
     run_federated,
     silent,
 )
 from tacit.nn.local_work import Share, fit, parameters_of
+from tacit.parties.checkpoints import NOTHING, Checkpoint
 from tacit.parties.links.local import LocalHub
-from tacit.parties.roles import SERVER, Role, owners
+from tacit.parties.roles import SERVER, Role
 from tacit.parties.runs import Opened, Run
-from tacit.parties.star import Hub, ask
+from tacit.parties.seats import Seat
+from tacit.parties.star import Hub, Member, ask
 from tacit.parties.views import COUNTS, Observation, Recording, View
 
 MCMAHAN = "McMahan et al., AISTATS 2017, algorithm 1"
@@ -159,7 +162,7 @@ class Centralised:
         recording: Recording = COUNTS,
         progress: Progress = silent,
     ) -> Run[Opened[nn.Module]]:
-        """Train on the task's records.
+        """Train on the task's records, all parties in this process.
 
         Args:
             task: what is to be learned, by whom.
@@ -167,11 +170,26 @@ class Centralised:
             recording: what to keep of the views.
             progress: told after each epoch.
         """
-        roles = owners(len(task.shards))
-        holders = {
-            role: RecordHolder(*shard) for role, shard in zip(roles, task.shards, strict=True)
-        }
-        hub = LocalHub(holders, recording=recording)
+        seat = Seat(coins=coins)
+        hub = LocalHub(self.members_of(task, seat), recording=recording)
+        return self.run(hub, task, seat, progress=progress)
+
+    def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
+        """A member for each owner whose records are in this process."""
+        del seat
+        return {role: RecordHolder(*shard) for role, shard in task.here().items()}
+
+    def run(
+        self,
+        hub: Hub,
+        task: Task,
+        seat: Seat,
+        *,
+        progress: Progress = silent,
+        checkpoint: Checkpoint = NOTHING,
+    ) -> Run[Opened[nn.Module]]:
+        """The coordinator's part: see `train_on_collected`. A run that was killed begins anew."""
+        del checkpoint
         model = copy.deepcopy(task.start)
         train_on_collected(
             hub,
@@ -183,7 +201,7 @@ class Centralised:
             progress=progress,
         )
         return Run(
-            output=Opened(model, (SERVER, *roles)),
+            output=Opened(model, (SERVER, *task.owners)),
             cost=hub.cost,
             views=hub.views,
             claims=(
@@ -195,7 +213,7 @@ class Centralised:
                 ),
             ),
             settings=asdict(self),
-            seeded=coins.seeded,
+            seeded=seat.coins.seeded,
         )
 
     def observe(self, view: View, role: Role) -> Observation:
@@ -247,7 +265,7 @@ class FederatedSGD:
         recording: Recording = COUNTS,
         progress: Progress = silent,
     ) -> Run[Opened[nn.Module]]:
-        """Train on the task's records.
+        """Train on the task's records, all parties in this process.
 
         Args:
             task: what is to be learned, by whom.
@@ -258,21 +276,33 @@ class FederatedSGD:
         Raises:
             Diverged: names the owner, the round and its epoch.
         """
+        seat = Seat(coins=coins)
+        hub = LocalHub(self.members_of(task, seat), recording=recording)
+        return self.run(hub, task, seat, progress=progress)
+
+    def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
+        """A member for each owner whose records are in this process."""
+        del seat
         work = honest_work(task, Share.GRADIENT, batch_size=self.batch_size)
-        model, hub = run_federated(
-            task,
-            work,
-            self._rounds,
-            recording=recording,
-            progress=progress,
-        )
+        return federated_members(task, work, self._rounds)
+
+    def run(
+        self,
+        hub: Hub,
+        task: Task,
+        seat: Seat,
+        *,
+        progress: Progress = silent,
+        checkpoint: Checkpoint = NOTHING,
+    ) -> Run[Opened[nn.Module]]:
+        """The coordinator's part: see `tacit.nn.federated.train_federated`."""
         return Run(
-            output=model,
+            output=run_federated(hub, task, self._rounds, progress=progress, checkpoint=checkpoint),
             cost=hub.cost,
             views=hub.views,
             claims=(RECORDS_STAY,),
             settings=asdict(self),
-            seeded=coins.seeded,
+            seeded=seat.coins.seeded,
         )
 
     def observe(self, view: View, role: Role) -> Observation:
@@ -317,7 +347,7 @@ class FederatedAveraging:
         recording: Recording = COUNTS,
         progress: Progress = silent,
     ) -> Run[Opened[nn.Module]]:
-        """Train on the task's records.
+        """Train on the task's records, all parties in this process.
 
         Args:
             task: what is to be learned, by whom.
@@ -328,6 +358,13 @@ class FederatedAveraging:
         Raises:
             Diverged: names the owner, the round and its epoch.
         """
+        seat = Seat(coins=coins)
+        hub = LocalHub(self.members_of(task, seat), recording=recording)
+        return self.run(hub, task, seat, progress=progress)
+
+    def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
+        """A member for each owner whose records are in this process."""
+        del seat
         work = honest_work(
             task,
             Share.CHANGE,
@@ -335,14 +372,25 @@ class FederatedAveraging:
             local_steps=self.local_steps,
             learning_rate=self.learning_rate,
         )
-        model, hub = run_federated(task, work, self._rounds, recording=recording, progress=progress)
+        return federated_members(task, work, self._rounds)
+
+    def run(
+        self,
+        hub: Hub,
+        task: Task,
+        seat: Seat,
+        *,
+        progress: Progress = silent,
+        checkpoint: Checkpoint = NOTHING,
+    ) -> Run[Opened[nn.Module]]:
+        """The coordinator's part: see `tacit.nn.federated.train_federated`."""
         return Run(
-            output=model,
+            output=run_federated(hub, task, self._rounds, progress=progress, checkpoint=checkpoint),
             cost=hub.cost,
             views=hub.views,
             claims=(RECORDS_STAY,),
             settings=asdict(self),
-            seeded=coins.seeded,
+            seeded=seat.coins.seeded,
         )
 
     def observe(self, view: View, role: Role) -> Observation:

@@ -27,7 +27,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 
 import numpy as np
@@ -36,27 +36,30 @@ from torch import nn
 from tacit.core.claims import Basis, Claim
 from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError, TacitWarning
-from tacit.core.wire import Array, Message
+from tacit.core.wire import Array, Message, decode, encode
 from tacit.crypto import keys
 from tacit.crypto.packing import unpack
 from tacit.crypto.quantisation import Quantiser
 from tacit.nn.federated import Progress, Rounds, Task, check_sgd, honest_work, silent
 from tacit.nn.local_work import HonestTraining, Share, load_parameters, parameters_of
 from tacit.nn.updates import LocalWork, unflattened
+from tacit.parties.checkpoints import NOTHING, Checkpoint
 from tacit.parties.links.local import LocalHub
 from tacit.parties.neighbours import Sharing, choose_sharing
 from tacit.parties.roles import SERVER, Role
 from tacit.parties.runs import Opened, Run
+from tacit.parties.seats import Seat
 from tacit.parties.secure_sum.agreement import EXTRA, Adversary, Agreement, Masks, least_threshold
 from tacit.parties.secure_sum.member import SecureAggregationMember
 from tacit.parties.secure_sum.server import (
     Aggregate,
     Session,
-    advertise_keys,
     aggregate,
+    collect_keys,
+    open_session,
     share_keys,
 )
-from tacit.parties.star import SILENT, Hub, Seconds, ask
+from tacit.parties.star import SILENT, Hub, Member, Seconds, ask
 from tacit.parties.views import COUNTS, Observation, Recording, Update, View
 
 _PRIMITIVES = (
@@ -185,20 +188,27 @@ class SecureAggregation:
         like: Sequence[Array],
         *,
         coins: Coins,
+        roles: Sequence[Role] = (),
+        seat: Seat | None = None,
     ) -> dict[Role, SecureAggregationMember]:
-        """A member around each role's work; for the active variant with fresh signing keys, in a registry that all trust.
+        """A member around each role's work.
 
         Args:
             work: what each does with its data.
             agreement: what all agreed on.
             like: arrays of the model's shapes.
             coins: for all secrets; drawn from, so that members made from the same coins later have other secrets.
+            roles: all participants, where some of them are in other processes; those of ``work`` by default.
+            seat: brings signing keys and the registry for the active variant; by default they are drawn, in a registry that
+                all trust.
         """
-        roles = sorted(work)
+        roles = roles or sorted(work)
         coins = coins.child(f"members {coins.bytes(16).hex()}")
-        identities: dict[Role, keys.SigningKey] = {}
+        identities: Mapping[Role, keys.SigningKey] = {}
+        registry: tuple[bytes, ...] = ()
         if self.adversary is Adversary.ACTIVE:
-            identities = {role: keys.signing_key(coins.child(f"identity/{role}")) for role in roles}
+            seat = (seat or Seat(coins=coins)).with_identities(roles)
+            identities, registry = seat.identities, _in_order(seat.registry, roles)
         return {
             role: SecureAggregationMember(
                 work[role],
@@ -209,10 +219,11 @@ class SecureAggregation:
                 like=like,
                 masks=self.masks,
                 identity=identities.get(role),
-                registry=[identities[one].public for one in roles] if identities else (),
+                registry=registry,
                 threads=self.threads,
             )
             for number, role in enumerate(roles)
+            if role in work
         }
 
     def coordinate(
@@ -225,6 +236,7 @@ class SecureAggregation:
         registry: Sequence[bytes] = (),
         progress: Progress = silent,
         watch: Callable[[int, Aggregate, Sequence[Array]], None] | None = None,
+        checkpoint: Checkpoint = NOTHING,
     ) -> list[Array]:
         """The server's part: train, and hand out the finished model.
 
@@ -236,6 +248,7 @@ class SecureAggregation:
             registry: everybody's public signing keys by number, for the active variant.
             progress: told after each round.
             watch: given, after each round, its number, what the server learned, and the model.
+            checkpoint: where it stands is kept before each wave, and gone on with from there.
 
         Returns:
             The model's parameters.
@@ -248,27 +261,42 @@ class SecureAggregation:
             TacitWarning: values were clipped; an owner refused to take part, or returned wrong shares.
         """
         coins = coins.child(f"coordinator {coins.bytes(16).hex()}")
-        model = [np.asarray(array, np.float32) for array in start]
-        session: Session | None = None
+        at = _Stand(model=[np.asarray(array, np.float32) for array in start])
         said: set[Role] = set()
-        clipped: list[float] = []
-        for round in range(self.rounds):
-            if session is None or round % self.session_rounds == 0:
-                session = advertise_keys(
-                    hub, agreement, coins=coins.child(f"session {round}"), round=round, registry=registry,
-                    deadline=self.deadline, masks=self.masks, threads=self.threads,
-                )  # fmt: skip
+
+        def opened(round: int) -> Session:
+            session = open_session(
+                hub, agreement, coins=coins.child(f"session {round}"), round=round, deadline=self.deadline,
+                masks=self.masks, threads=self.threads,
+            )  # fmt: skip
+            session.keep = lambda: checkpoint.save(at.export(), hub.cost)
+            return session
+
+        if (state := checkpoint.load(hub.cost)) is not None:
+            at.restore(state, opened)
+        for round in range(at.round, self.rounds):
+            if at.session is None or (
+                round % self.session_rounds == 0 and at.session.opened != round
+            ):
+                at.session = opened(round)
+            session = at.session
+            if not session.advertised:
+                collect_keys(session, coins=coins.child(f"probe {round}"), registry=registry)
+            if session.shared is None:
                 share_keys(session, round=round)
             last = round + 1 == self.rounds or (round + 1) % self.session_rounds == 0
-            found = aggregate(session, model, round=round, share_next=not last)
+            found = aggregate(session, at.model, round=round, share_next=not last)
             with hub.cost.timed(hub.coordinator):
-                move = unflattened((self.rate * found.mean).astype(np.float32), model)
-                model = [m + u for m, u in zip(model, move, strict=True)]
-            clipped.append(found.clipped)
+                move = unflattened((self.rate * found.mean).astype(np.float32), at.model)
+                at.model = [np.asarray(m, np.float32) + u for m, u in zip(at.model, move, strict=True)]
+            at.clipped.append(found.clipped)
+            at.round = round + 1
+            checkpoint.save(at.export(), hub.cost)
             _warn_of(found, round, said)
             if watch is not None:
-                watch(round, found, model)
+                watch(round, found, at.model)
             progress(round + 1, self.rounds)
+        model, clipped = at.model, at.clipped
         if max(clipped) > 0:
             count, worst = sum(share > 0 for share in clipped), max(clipped)
             warnings.warn(
@@ -277,9 +305,9 @@ class SecureAggregation:
                 TacitWarning,
                 stacklevel=3,
             )
-        finished = Message("finished", model=list(model), round=self.rounds)
+        finished = Message("finished", model=model, round=self.rounds)
         ask(hub, dict.fromkeys(hub.members(), finished), at_least=0, deadline=self.deadline)
-        return list(model)
+        return model
 
     def train(
         self,
@@ -303,36 +331,63 @@ class SecureAggregation:
             TooFewParties: fewer owners than the threshold were left.
             Diverged: the same, because training diverged at them; names one, and the round.
         """
-        work = self.work(task)
+        seat = Seat(coins=coins)
+        if self.adversary is Adversary.ACTIVE:
+            seat = seat.with_identities(task.owners)
+        hub = LocalHub(self.members_of(task, seat), recording=recording)
+        return self.run(hub, task, seat, progress=progress)
+
+    def agreed(self, task: Task) -> Agreement:
+        """What the parties of a task agree on."""
         start = parameters_of(task.start)
-        agreement = self.agree(
-            len(work),
+        steps = [self.local_steps or max(1, count // self.batch_size) for count in task.records]
+        return self.agree(
+            len(task.owners),
             dimension=sum(array.size for array in start),
-            max_examples=max(one.batch_size * one.local_steps for one in work.values()),
+            max_examples=self.batch_size * max(steps),
         )
-        members = self.members(work, agreement, start, coins=coins)
-        hub = LocalHub(members, recording=recording)
+
+    def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
+        """A member for each owner whose records are in this process."""
+        made = self.members(
+            self.work(task), self.agreed(task), parameters_of(task.start),
+            coins=seat.coins, roles=task.owners, seat=seat,
+        )  # fmt: skip
+        return dict(made)
+
+    def run(
+        self,
+        hub: Hub,
+        task: Task,
+        seat: Seat,
+        *,
+        progress: Progress = silent,
+        checkpoint: Checkpoint = NOTHING,
+    ) -> Run[Opened[nn.Module]]:
+        """The coordinator's part: see `coordinate`. The active variant takes the registry from the seat."""
+        agreement = self.agreed(task)
         model = copy.deepcopy(task.start)
         trained = self.coordinate(
             hub,
-            start,
+            parameters_of(task.start),
             agreement,
-            coins=coins,
-            registry=members[min(members)].registry,
+            coins=seat.coins,
+            registry=_in_order(seat.registry, task.owners) if seat.registry else (),
             progress=progress,
+            checkpoint=checkpoint,
         )
         load_parameters(model, trained)
         return Run(
-            output=Opened(model, (SERVER, *work)),
+            output=Opened(model, (SERVER, *task.owners)),
             cost=hub.cost,
             views=hub.views,
             claims=self.claims(agreement),
             settings={k: v.value if isinstance(v, Enum) else v for k, v in asdict(self).items()},
-            seeded=coins.seeded,
+            seeded=seat.coins.seeded,
         )
 
     def work(self, task: Task) -> dict[Role, HonestTraining]:
-        """Honest training on its own records for every owner of the task.
+        """Honest training on its own records for every owner whose records are here.
 
         Raises:
             DataError: an owner's records are not finite; names the owner.
@@ -491,6 +546,45 @@ class SecureAggregation:
     def sabotaged(self) -> SecureAggregation:
         """The same scheme, deliberately broken: updates leave without masks."""
         return replace(self, masks=Masks.NONE)
+
+
+@dataclass(slots=True)
+class _Stand:
+    """Where the server stands: the model, the next round, and its session."""
+
+    model: list[Array]
+    round: int = 0
+    clipped: list[float] = field(default_factory=list)
+    session: Session | None = None
+
+    def export(self) -> Message:
+        session = b"" if self.session is None else encode(self.session.export())
+        clipped = np.array(self.clipped, np.float64)
+        return Message(
+            "server", model=self.model, round=self.round, clipped=clipped, session=session
+        )
+
+    def restore(self, state: Message, opened: Callable[[int], Session]) -> None:
+        self.model = [np.array(a, np.float32) for a in state.arrays("model", like=self.model)]
+        self.round = state.integer("round", low=0)
+        clipped = state.array("clipped", dtype="<f8", shape=(self.round,))
+        self.clipped = np.asarray(clipped, np.float64).tolist()
+        if session := state.blob("session"):
+            self.session = opened(self.round)
+            self.session.restore(decode(session))
+
+
+def _in_order(registry: Mapping[Role, bytes], roles: Sequence[Role]) -> tuple[bytes, ...]:
+    """Public signing keys by number.
+
+    Raises:
+        ConfigError: a participant has none.
+    """
+    if missing := [role for role in roles if role not in registry]:
+        raise ConfigError(
+            f"no signing key of {missing[0]} is registered: the registry must name every owner of the federation"
+        )
+    return tuple(registry[role] for role in roles)
 
 
 def _difference(after: Sequence[Array], before: Sequence[Array], rate: float) -> tuple[Array, ...]:

@@ -79,10 +79,12 @@ from tacit.nn.local_work import (
 )
 from tacit.nn.turns import Schedule, Turns, serve
 from tacit.nn.updates import FloatArray, LocalWork, flattened, unflattened
+from tacit.parties.checkpoints import NOTHING, Checkpoint
 from tacit.parties.links.local import LocalHub, Timing
 from tacit.parties.roles import SERVER, Role
 from tacit.parties.runs import Opened, Run
-from tacit.parties.star import Seconds
+from tacit.parties.seats import Seat
+from tacit.parties.star import Hub, Member, Seconds
 from tacit.parties.views import COUNTS, Arrays, Frame, Observation, Recording, Update, View
 
 Places = npt.NDArray[np.int64]
@@ -351,6 +353,41 @@ class ParameterServer:
         """The finished model, for everybody."""
         return Message("finished", turn=max(self.taken.values(), default=0), model=self.model())
 
+    def export(self) -> Message:
+        """Parameters, counters, and how many turns each owner was asked for."""
+        roles = sorted(self.taken)
+        return Message(
+            "state",
+            parameters=self.parameters,
+            counters=self.counters,
+            refreshed=self.refreshed,
+            kinds=[role.kind for role in roles],
+            turns=np.array(
+                [[r.index, self.taken[r], r in self.started] for r in roles], np.int64
+            ).reshape(-1, 3),
+            clipped=self.clipped,
+            values=self.values,
+        )
+
+    def restore(self, state: Message) -> None:
+        """Continue from an exported state.
+
+        Raises:
+            WireError: it is not one of a model of this size.
+        """
+        size = (self.parameters.size,)
+        self.parameters = np.array(state.array("parameters", dtype="<f4", shape=size), np.float32)
+        self.counters = np.array(state.array("counters", dtype="<i8", shape=size), np.int64)
+        self.refreshed = np.array(state.array("refreshed", dtype="?", shape=size), np.bool_)
+        kinds, turns = state.fields.get("kinds"), state.array("turns", dtype="<i8")
+        if not isinstance(kinds, list) or turns.shape != (len(kinds), 3):
+            raise WireError("a state that does not say whose turns it counts")
+        rows = zip(kinds, turns.tolist(), strict=True)
+        known = [(Role(str(kind), index), taken, began) for kind, (index, taken, began) in rows]
+        self.taken = {role: taken for role, taken, _ in known}
+        self.started = {role for role, _, began in known if began}
+        self.clipped, self.values = state.integer("clipped"), state.integer("values")
+
     def model(self) -> tuple[FloatArray, ...]:
         """The global parameters as the model's arrays."""
         return unflattened(self.parameters, self.like)
@@ -500,7 +537,7 @@ class SelectiveSGD:
         recording: Recording = COUNTS,
         progress: Progress = silent,
     ) -> Run[Opened[nn.Module]]:
-        """Train on the task's records.
+        """Train on the task's records, all parties in this process.
 
         Args:
             task: what is to be learned, by whom.
@@ -518,22 +555,25 @@ class SelectiveSGD:
             TacitWarning: the noise leaves almost nothing (before training); gamma clips nearly every value, or theta_d
                 never refreshes some parameters (after it).
         """
-        if self.at_least is not None and self.at_least > len(task.shards):
-            raise ConfigError(
-                f"at_least {self.at_least} owners needed, there are {len(task.shards)}"
-            )
-        self._warn_of_noise()
+        seat = Seat(coins=coins)
+        timing = None
+        if self.schedule is Schedule.ASYNCHRONOUS:
+            timing = Timing(work=1.0, jitter=self.jitter, seed=f"{task.seed}".encode())
+        hub = LocalHub(self.members_of(task, seat), recording=recording, timing=timing)
+        return self.run(hub, task, seat, progress=progress)
+
+    def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
+        """A member for each owner whose records are in this process."""
         start = parameters_of(task.start)
-        vector = flattened(start)
-        selector = self.selector(vector.size)
-        members = {
+        selector = self.selector(sum(array.size for array in start))
+        return {
             role: SelectiveMember(
                 work,
                 start,
                 selector=selector,
                 turns=self.epochs,
                 examples=work.local_steps * self.batch_size,
-                coins=coins.child(f"selective/{role}"),
+                coins=seat.coins.child(f"selective/{role}"),
             )
             for role, work in honest_work(
                 task,
@@ -545,14 +585,37 @@ class SelectiveSGD:
                 label_smoothing=self.label_smoothing,
             ).items()
         }
-        asynchronous = self.schedule is Schedule.ASYNCHRONOUS
-        timing = Timing(work=1.0, jitter=self.jitter, seed=f"{task.seed}".encode())
-        hub = LocalHub(members, recording=recording, timing=timing if asynchronous else None)
+
+    def run(
+        self,
+        hub: Hub,
+        task: Task,
+        seat: Seat,
+        *,
+        progress: Progress = silent,
+        checkpoint: Checkpoint = NOTHING,
+    ) -> Run[Opened[nn.Module]]:
+        """The coordinator's part: hand out turns, keep the parameters. Raises and warns as `train` does.
+
+        Args:
+            hub: the star of `SelectiveMember` s.
+            task: what is to be learned, by whom.
+            seat: not drawn from: the server has no secrets.
+            progress: told after each turn.
+            checkpoint: where it stands is kept after each turn, and gone on with from there.
+        """
+        if self.at_least is not None and self.at_least > len(task.owners):
+            raise ConfigError(
+                f"at_least {self.at_least} owners needed, there are {len(task.owners)}"
+            )
+        self._warn_of_noise()
+        start = parameters_of(task.start)
+        vector = flattened(start)
         server = ParameterServer(
             like=start,
             parameters=vector,
             most_down=share_of(self.theta_d, vector.size),
-            most_up=selector.count,
+            most_up=share_of(self.theta_u, vector.size),
             gamma=self.gamma,
         )
         turns = Turns(
@@ -562,12 +625,12 @@ class SelectiveSGD:
             at_least=self.at_least,
             deadline=self.deadline,
         )
-        serve(hub, server, turns, progress=progress)
+        serve(hub, server, turns, progress=progress, checkpoint=checkpoint)
         self._warn_of_losses(server)
         model = copy.deepcopy(task.start)
         load_parameters(model, server.model())
         return Run(
-            output=Opened(model, (SERVER, *members)),
+            output=Opened(model, (SERVER, *task.owners)),
             cost=hub.cost,
             views=hub.views,
             claims=self.claims(vector.size),
@@ -576,7 +639,7 @@ class SelectiveSGD:
                 "selection": self.selection.value,
                 "schedule": self.schedule.value,
             },
-            seeded=coins.seeded,
+            seeded=seat.coins.seeded,
         )
 
     def _warn_of_noise(self) -> None:

@@ -92,6 +92,12 @@ class Session:
         deadline: seconds that a wave may take.
         masks: as the members were told.
         threads: in which masks are expanded.
+        opened: its first round.
+        keep: called whenever what a later message depends on has changed, before that message is sent.
+
+    Attributes:
+        masked: the sum of this round's masked vectors, and whose they are, once that wave is over.
+        signed: what the consistency check gave, once that wave is over.
     """
 
     hub: Hub
@@ -102,6 +108,11 @@ class Session:
     deadline: Seconds
     masks: Masks = Masks.BOTH
     threads: int = 1
+    opened: int = 0
+    keep: Callable[[], None] = field(default=lambda: None, repr=False)
+    advertised: bool = field(init=False, default=False)
+    masked: tuple[Integers, Flags] | None = field(init=False, default=None)
+    signed: dict[str, Value] | None = field(init=False, default=None)
     slots: Numbers = field(init=False)
     keys: Bytes = field(init=False)
     signatures: Bytes = field(init=False)
@@ -115,6 +126,64 @@ class Session:
         self.keys = np.zeros((n, 32), np.uint8)
         self.signatures = np.zeros((n, 64), np.uint8)
         self.known = np.zeros(n, np.bool_)
+
+    def export(self) -> Message:
+        """Everything that changes, for `restore`: public keys, ciphertexts, and what members answered in this round."""
+        shared, masked, signed = self.shared, self.masked, self.signed or {}
+        parts: dict[str, Value] = {}
+        if shared is not None:
+            parts |= {
+                "shared": shared.round, "there": shared.there, "boxes": shared.boxes,
+                "recovery": shared.recovery, "commitments": shared.commitments,
+            }  # fmt: skip
+        if masked is not None:
+            parts |= {"total": masked[0], "survivors": masked[1]}
+        if signed:
+            parts |= {"signers": signed["signers"], "signed": signed["signatures"]}
+        return Message(
+            "session", name=self.name, holders=self.holders, opened=self.opened, advertised=self.advertised, keys=self.keys,
+            signatures=self.signatures, known=self.known, checked=self.signed is not None, **parts,
+        )  # fmt: skip
+
+    def restore(self, state: Message) -> None:
+        """Continue from an exported state.
+
+        Raises:
+            WireError: it is not that of a session with this agreement.
+        """
+        agreement = self.agreement
+        n, size = agreement.participants, agreement.holders
+
+        def flags(name: str) -> Flags:
+            return np.array(state.array(name, dtype="?", shape=(n,)), np.bool_)
+
+        def octets(name: str, *shape: int) -> Bytes:
+            return np.array(state.array(name, dtype="u1", shape=(n, *shape)), np.uint8)
+
+        self.name = state.blob("name", length=16)
+        self.holders = np.array(state.array("holders", dtype="<i8", shape=(n, size)), np.int64)
+        self.slots = slots(self.holders)
+        self.opened = state.integer("opened", low=0)
+        self.advertised = state.fields.get("advertised") is True
+        self.keys, self.signatures = octets("keys", 32), octets("signatures", 64)
+        self.known = flags("known")
+        self.shared = self.masked = self.signed = None
+        if "shared" in state.fields:
+            self.shared = _Shared(
+                state.integer("shared", low=0),
+                flags("there"),
+                octets("boxes", size, BOX),
+                octets("recovery", size, SEED),
+                octets("commitments", 2, 32),
+            )
+        if "total" in state.fields:
+            total = state.array("total", shape=(agreement.length,))
+            self.masked = np.array(total, agreement.dtype), flags("survivors")
+        if state.fields.get("checked") is True:
+            self.signed = {}
+            if agreement.adversary is Adversary.ACTIVE:
+                found = {"signers": flags("signers"), "signatures": octets("signed", 64)}
+                self.signed |= found
 
     def of_round(self, round: int) -> _Shared:
         """What was shared for a round.
@@ -192,52 +261,65 @@ def _wave(
         raise TooFewParties(at_least, replied, missing, wave=name)
 
 
-def advertise_keys(
+def open_session(
     hub: Hub,
     agreement: Agreement,
     *,
     coins: Coins,
     round: int = 0,
-    registry: Sequence[bytes] = (),
     deadline: Seconds = 600.0,
     masks: Masks = Masks.BOTH,
     threads: int = 1,
 ) -> Session:
-    """[6] R0: open a session.
+    """A session with a name and a graph, in which nothing was sent so far.
 
     Args:
         hub: the star; its members, in order, have the numbers from 0.
         agreement: what was agreed on.
         coins: for the session's name and the graph.
         round: the first round.
-        registry: everybody's public signing keys by number, for the active variant: who did not sign its key is left out.
         deadline: seconds that each wave of the session may take.
         masks: NONE for controls.
         threads: in which masks are expanded.
 
     Raises:
-        ConfigError: the hub has another number of members, or the active variant's registry is missing.
-        TooFewParties: fewer than the threshold advertised a usable key.
-
-    **Leaks**: to the server, public keys. **Cost**: 1 wave.
+        ConfigError: the hub has another number of members.
     """
     n, sharing = agreement.participants, agreement.sharing
     roles = tuple(hub.members())
     if len(roles) != n:
         raise ConfigError(f"{n} members were agreed on, the hub has {len(roles)}")
-    if agreement.adversary is Adversary.ACTIVE and len(registry) != n:
-        raise ConfigError(f"the active variant needs a registry of {n} public signing keys")
-    name = coins.bytes(16)
-    session = Session(
+    return Session(
         hub=hub,
         agreement=agreement,
-        name=name,
+        name=coins.bytes(16),
         roles=roles,
         holders=complete(n) if sharing.degree == n - 1 else regular(n, sharing.degree, coins),
         deadline=deadline,
         masks=masks,
         threads=threads,
+        opened=round,
     )
+
+
+def collect_keys(session: Session, *, coins: Coins, registry: Sequence[bytes] = ()) -> None:
+    """[6] R0: have the members advertise their keys.
+
+    Args:
+        session: one that was opened.
+        coins: for a key pair that tells keys of low order.
+        registry: everybody's public signing keys by number, for the active variant: who did not sign its key is left out.
+
+    Raises:
+        ConfigError: the active variant's registry is missing.
+        TooFewParties: fewer than the threshold advertised a usable key.
+
+    **Leaks**: to the server, public keys. **Cost**: 1 wave.
+    """
+    agreement, roles = session.agreement, session.roles
+    n, name = agreement.participants, session.name
+    if agreement.adversary is Adversary.ACTIVE and len(registry) != n:
+        raise ConfigError(f"the active variant needs a registry of {n} public signing keys")
     probe = keys.generate(coins)
     seen: set[bytes] = set()
 
@@ -258,12 +340,33 @@ def advertise_keys(
         session.keys[number] = np.frombuffer(public, np.uint8)
         session.known[number] = True
 
-    request = Message("advertise", session=name, round=round, **agreement.fields())
-    with hub.cost.during(phase="advertise"):
+    request = Message("advertise", session=name, round=session.opened, **agreement.fields())
+    session.keep()
+    with session.hub.cost.during(phase="advertise"):
         _wave(
-            session, dict.fromkeys(roles, request), take, at_least=sharing.threshold,
+            session, dict.fromkeys(roles, request), take, at_least=agreement.sharing.threshold,
             name="AdvertiseKeys",
         )  # fmt: skip
+    session.advertised = True
+    session.keep()
+
+
+def advertise_keys(
+    hub: Hub,
+    agreement: Agreement,
+    *,
+    coins: Coins,
+    round: int = 0,
+    registry: Sequence[bytes] = (),
+    deadline: Seconds = 600.0,
+    masks: Masks = Masks.BOTH,
+    threads: int = 1,
+) -> Session:
+    """Open a session, and [6] R0: see `open_session` and `collect_keys`."""
+    session = open_session(
+        hub, agreement, coins=coins, round=round, deadline=deadline, masks=masks, threads=threads
+    )
+    collect_keys(session, coins=coins, registry=registry)
     return session
 
 
@@ -286,6 +389,7 @@ def share_keys(session: Session, *, round: int) -> None:
             name=f"ShareKeys of round {round}",
         )  # fmt: skip
     session.shared = shared
+    session.keep()
 
 
 def _ask_to_share(session: Session, number: int, round: int) -> Message:
@@ -502,10 +606,16 @@ def aggregate(
     agreement, hub = session.agreement, session.hub
     try:
         shared = session.of_round(round)
-        total, survivors = masked_input(session, model, round=round)
-        signed: dict[str, Value] = {}
-        if agreement.adversary is Adversary.ACTIVE:
-            signed = consistency_check(session, survivors, round=round)
+        if session.masked is None:
+            session.masked = masked_input(session, model, round=round)
+            session.keep()
+        total, survivors = session.masked[0].copy(), session.masked[1]
+        if session.signed is None:
+            session.signed = {}
+            if agreement.adversary is Adversary.ACTIVE:
+                session.signed = consistency_check(session, survivors, round=round)
+            session.keep()
+        signed = session.signed
         secrets, off = unmask(session, survivors, signed, round=round, share_next=share_next)
         with hub.cost.during(phase="unmask"), hub.cost.timed(hub.coordinator):
             if session.masks is Masks.BOTH:
@@ -530,4 +640,4 @@ def aggregate(
             disputed=tuple((session.roles[v], session.roles[w]) for v, w in disputed),
         )
     finally:  # a later round's account begins anew
-        session.missing = {}
+        session.missing, session.masked, session.signed = {}, None, None
