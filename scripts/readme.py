@@ -222,8 +222,18 @@ def _digits(value: float) -> str:
 def transport() -> str:
     """The rows of results/bench-transport.json."""
     result = _result("bench-transport")
-    rows = [[r["case"], r["metric"], f"{r['tacit']:.3g}"] for r in result["rows"]]
-    return _table(["case", "metric", "here"], rows) + "\n\n" + _measured_on(result)
+    rows = [
+        [
+            row["case"],
+            row["metric"],
+            f"{row['tacit']:.3g}",
+            "—" if row["peer"] is None else f"{row['peer_value']:.3g}",
+            "—" if row["ratio"] is None else f"{row['ratio']:.2f}×",
+        ]
+        for row in result["rows"]
+    ]
+    head = ["case", "metric", "here", "bare TLS socket", "here is better by"]
+    return _table(head, rows) + "\n\n" + _measured_on(result)
 
 
 def curve() -> str:
@@ -308,6 +318,7 @@ PAGES = {
     "README.md": tuple(name for name in TABLES if name != "secure"),
     "docs/papers/03-selective-sgd.md": ("selective",),
     "docs/papers/06-secure-aggregation.md": ("secure", "secagg"),
+    "docs/federation.md": ("transport",),
 }
 
 

@@ -28,10 +28,11 @@ from tacit.core.coins import Coins
 from tacit.dp.mechanisms import NoisyVector
 from tacit.dp.sparse_vector import SparseVector
 from tacit.nn.federated import Task
+from tacit.parties.links.reactor import Limits
 from tacit.parties.neighbours import Sharing
 from tacit.parties.secure_sum.agreement import Agreement
 from tacit.parties.secure_sum.member import SecureAggregationMember
-from tacit.parties.secure_sum.server import Aggregate
+from tacit.parties.secure_sum.server import Aggregate, Session
 from tacit.parties.views import Update
 from tacit.training.local_dp import LocalDP
 from tacit.training.secure_aggregation import SecureAggregation
@@ -257,6 +258,8 @@ CLASSES = (
     GradientMatching,
     Coins,
     Task,
+    Session,
+    Limits,
 )
 
 

@@ -14,14 +14,18 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from tacit.attacks.curious import GradientLeakage
 from tacit.attacks.membership import LabelGap, LossThreshold, ShadowModels
-from tacit.audit.cells import ExposureAt, LeakageAt, MembershipFrom, Plan, Protection
+from tacit.audit.cells import ExposureAt, LeakageAt, MembershipFrom, Plan
 from tacit.audit.compare import Row, Watch
 from tacit.audit.compare import compare as run_compare
+from tacit.audit.federation import Federation
+from tacit.audit.launch import launch
 from tacit.audit.train import Setting
 from tacit.audit.train import train as run_train
 from tacit.audit.world import Settings
 from tacit.core.errors import ConfigError, UnknownName
-from tacit.nn.federated import Progress, silent
+from tacit.nn.federated import Collaborative, Progress, silent
+from tacit.parties.links.link import Shape
+from tacit.parties.links.tcp import Note, unheard
 from tacit.training.local_dp import LocalDP
 from tacit.training.plain import Centralised, FederatedAveraging, FederatedSGD
 from tacit.training.secure_aggregation import Graph, SecureAggregation
@@ -454,7 +458,7 @@ def compare(  # noqa: PLR0913 - each is an option of `tacit compare`
     )
 
 
-SCHEMES: Mapping[str, Protection] = {
+SCHEMES: Mapping[str, Collaborative] = {
     "centralised": Centralised(),
     "federated-sgd": FederatedSGD(),
     "federated-averaging": FederatedAveraging(),
@@ -463,6 +467,37 @@ SCHEMES: Mapping[str, Protection] = {
     "secure-aggregation": SecureAggregation(),
 }
 """What `tacit train` runs, with default settings."""
+
+
+def scheme_with(scheme: str, changes: Sequence[str] = ()) -> Collaborative:
+    """A scheme of `SCHEMES` with some settings changed, as ``"theta_u=0.01"``.
+
+    Raises:
+        UnknownName: no such scheme or setting.
+        ConfigError: a setting is out of range.
+    """
+    if scheme not in SCHEMES:
+        raise UnknownName("scheme", scheme, SCHEMES)
+    told = []
+    for change in changes:
+        setting, _, value = change.partition("=")
+        if not value:
+            raise ConfigError(
+                f"a change is SETTING=VALUE, for instance theta_u=0.01; got {change!r}"
+            )
+        told.append((setting, change, value))
+    made: Collaborative = _with(scheme, SCHEMES[scheme], told)
+    return made
+
+
+def scheme_of(federation: Federation) -> Collaborative:
+    """The scheme that a federation runs, with its settings."""
+    told = [f"{name}={value}" for name, value in federation.settings.items()]
+    return scheme_with(federation.scheme, told)
+
+
+LINKS = ("local", "tcp")
+"""How the parties of `train` are linked."""
 
 
 def train(  # noqa: PLR0913 - each is an option of `tacit train`
@@ -475,9 +510,13 @@ def train(  # noqa: PLR0913 - each is an option of `tacit train`
     records: int | None = None,
     split: str = "iid",
     seed: int = 0,
+    link: str = "local",
+    shape: Shape | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
+    note: Note = unheard,
+    secret_seed: str | None = None,
 ) -> dict[str, Any]:
     """Train with one scheme on a data set: `tacit train` as a call.
 
@@ -490,9 +529,13 @@ def train(  # noqa: PLR0913 - each is an option of `tacit train`
         records: rows of each; None deals all of them.
         split: iid, or label: each owner holds few labels.
         seed: of the dealing, the first weights and the order of training; secrets do not follow from it.
+        link: local, all parties in this process; or tcp, each in a process of its own on this machine, over TLS.
+        shape: a network to imitate between processes.
         out: folder for model.safetensors and run.json; None writes nothing.
         overwrite: replace a model that the folder holds.
         progress: told how much is done, and of how much.
+        note: told what the processes say.
+        secret_seed: secrets follow from it: for tests alone. The run says so, and protects nobody.
 
     Returns:
         The run, as ``tacit train --json`` prints it.
@@ -504,21 +547,22 @@ def train(  # noqa: PLR0913 - each is an option of `tacit train`
         OutputError: the folder cannot be written to.
         Diverged: the training diverged; names the owner.
     """
-    if scheme not in SCHEMES:
-        raise UnknownName("scheme", scheme, SCHEMES)
-    told = []
-    for change in changes:
-        setting, _, value = change.partition("=")
-        if not value:
-            raise ConfigError(
-                f"a change is SETTING=VALUE, for instance theta_u=0.01; got {change!r}"
-            )
-        told.append((setting, change, value))
-    protection = _with(scheme, SCHEMES[scheme], told)
+    protection = scheme_with(scheme, changes)
     on = Setting(
         dataset=dataset, model=model, owners=owners, records=records, split=split, seed=seed
     )
-    return run_train(scheme, protection, on, out=out, overwrite=overwrite, progress=progress)
+    if link not in LINKS:
+        raise UnknownName("link", link, LINKS)
+    if link == "tcp":
+        return launch(
+            scheme, protection, changes, on, shape=shape, out=out, overwrite=overwrite, progress=progress, note=note,
+            secret_seed=secret_seed,
+        )  # fmt: skip
+    if shape is not None:
+        raise ConfigError("a network is imitated between processes: use link tcp")
+    return run_train(
+        scheme, protection, on, out=out, overwrite=overwrite, progress=progress, secret_seed=secret_seed
+    )  # fmt: skip
 
 
 T = TypeVar("T", Row, Plan)

@@ -145,12 +145,19 @@ def test_bench_transport_follows_the_contract(capsys: pytest.CaptureFixture[str]
         ("hub n=1000 payload=1000", "wave_s"),
         ("hub n=10", "overhead_s"),
     }
-    assert all(r["tacit"] > 0 and r["ratio"] is None for r in result["rows"])
+    assert all(r["tacit"] > 0 for r in result["rows"])
+    beside = {(r["case"], r["metric"]) for r in result["rows"] if r["peer"] == "bare TLS socket"}
+    assert beside == {
+        ("tls channel payload=16000000", "bytes_per_s"),
+        ("tls channel payload=1000", "round_trip_s"),
+        ("tls hub n=64 payload=100000", "wave_s"),
+    }
+    assert all((r["ratio"] is None) is (r["peer"] is None) for r in result["rows"])
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = tacit(capsys, "--help")
-    for command in ("compare", "papers", "reproduce", "bench", "data"):
+    for command in ("compare", "papers", "reproduce", "bench", "data", "keys", "join"):
         assert command in out
 
 

@@ -40,7 +40,7 @@ from tacit.nn.local_work import (
 )
 from tacit.nn.networks import mlp
 from tacit.nn.updates import FloatArray, LocalUpdate, LocalWork, flattened, unflattened
-from tacit.parties.faults import Fault, Harm
+from tacit.parties.faults import Fault, Harm, Way
 from tacit.parties.links.local import LocalHub, Timing
 from tacit.parties.roles import SERVER, Role, owners
 from tacit.parties.runs import Opened, Run
@@ -884,7 +884,7 @@ def test_two_passes_of_the_others_are_not_taken_for_one_where_an_owner_missed_a_
 ) -> None:
     role = Role("owner", 0)
     scheme = replace(SMALL, theta_u=1.0, epochs=4, at_least=2)
-    on = stage(task, scheme, faults=[Fault(role=role, at=1, harm=Harm.DROP_REQUEST)])
+    on = stage(task, scheme, faults=[Fault(role=role, at=1, harm=Harm.DROP, way=Way.REQUEST)])
     on.run()
     dense = {
         (frame.peer, update.round): flattened(update.arrays)
@@ -1086,18 +1086,20 @@ def test_bytes_that_are_no_state_are_refused(task: Task) -> None:
 # --- faults
 
 HARMS = pytest.mark.parametrize(
-    "harm", [Harm.DIE, Harm.HANG, Harm.DROP_REQUEST, Harm.DROP_REPLY], ids=lambda h: h.name
-)
+    ("harm", "way"),
+    [(Harm.DIE, Way.REQUEST), (Harm.HANG, Way.REQUEST), (Harm.DROP, Way.REQUEST), (Harm.DROP, Way.REPLY)],
+    ids=lambda one: one.name,
+)  # fmt: skip
 
 
 @SCHEDULES
 @HARMS
 @pytest.mark.parametrize("at", [0, 2])
 def test_where_all_are_needed_a_lost_turn_ends_training_in_time_and_names_the_owner(
-    task: Task, schedule: Schedule, harm: Harm, at: int
+    task: Task, schedule: Schedule, harm: Harm, way: Way, at: int
 ) -> None:
     scheme = replace(SMALL, schedule=schedule, deadline=30.0)
-    on = stage(task, scheme, faults=[Fault(role=ONE, at=at, harm=harm)])
+    on = stage(task, scheme, faults=[Fault(role=ONE, at=at, harm=harm, way=way)])
     with pytest.raises(TooFewParties, match="owner 1") as caught:
         on.run()
     assert list(caught.value.missing) == [ONE]
@@ -1109,10 +1111,10 @@ def test_where_all_are_needed_a_lost_turn_ends_training_in_time_and_names_the_ow
 @HARMS
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_where_fewer_are_needed_training_goes_on_and_holds_exactly_what_came(
-    task: Task, schedule: Schedule, harm: Harm, at: int
+    task: Task, schedule: Schedule, harm: Harm, way: Way, at: int
 ) -> None:
     scheme = replace(SMALL, schedule=schedule, deadline=30.0, at_least=2, theta_d=0.4)
-    on = stage(task, scheme, faults=[Fault(role=ONE, at=at, harm=harm)])
+    on = stage(task, scheme, faults=[Fault(role=ONE, at=at, harm=harm, way=way)])
     found, expected = on.run(), on.start.copy()
     for message in on.uploads():
         places, values = unpacked(message, expected.size, expected.size)
@@ -1133,12 +1135,12 @@ def test_where_fewer_are_needed_training_goes_on_and_holds_exactly_what_came(
             np.testing.assert_array_equal(flattened(update.arrays), np.where(mask, change, 0))
 
 
-@pytest.mark.parametrize("harm", [Harm.DROP_REQUEST, Harm.DROP_REPLY], ids=lambda h: h.name)
+@pytest.mark.parametrize("way", Way, ids=lambda way: way.name)
 def test_an_owner_whose_first_turn_was_lost_still_starts_from_the_whole_model(
-    task: Task, harm: Harm
+    task: Task, way: Way
 ) -> None:
     scheme = replace(SMALL, theta_d=0.1, at_least=2)
-    on = stage(task, scheme, faults=[Fault(role=ONE, at=0, harm=harm)])
+    on = stage(task, scheme, faults=[Fault(role=ONE, at=0, harm=Harm.DROP, way=way)])
     on.run()
     sent = [frame.message() for frame in on.hub.views[SERVER].sent() if frame.peer == ONE]
     assert [message.tag for message in sent] == ["start", "start", "turn", "finished"]

@@ -32,7 +32,7 @@ from tacit.core.wire import Message, decode, encode
 from tacit.crypto import keys, shamir
 from tacit.crypto.packing import pack, unpack
 from tacit.nn.local_work import LocalUpdate
-from tacit.parties.faults import Fault, Faults, Harm
+from tacit.parties.faults import Fault, Faults, Harm, Way
 from tacit.parties.links.local import LocalHub
 from tacit.parties.neighbours import Sharing
 from tacit.parties.roles import SERVER, Role, owners
@@ -64,7 +64,12 @@ WAVES = {
     ACTIVE: ("AdvertiseKeys", "ShareKeys", "MaskedInput", "ConsistencyCheck", "Unmask"),
 }
 VARIANTS = pytest.mark.parametrize("adversary", Adversary, ids=lambda a: a.value)
-SILENCE = (Harm.DROP_REQUEST, Harm.DROP_REPLY, Harm.HANG, Harm.DIE)
+SILENCE = (
+    (Harm.DROP, Way.REQUEST),
+    (Harm.DROP, Way.REPLY),
+    (Harm.HANG, Way.REQUEST),
+    (Harm.DIE, Way.REQUEST),
+)
 COINS = Coins.from_seed(b"secure aggregation")
 
 
@@ -138,7 +143,10 @@ class Fickle(LocalHub):
     def post(self, requests):
         gone = self.silent.get(self.wave, ())
         harms = [SILENCE[(role.index + self.wave) % len(SILENCE)] for role in gone]
-        faults = [Fault(role=role, at=0, harm=h) for role, h in zip(gone, harms, strict=True)]
+        faults = [
+            Fault(role=role, at=0, harm=harm, way=way)
+            for role, (harm, way) in zip(gone, harms, strict=True)
+        ]
         self._faults = Faults(tuple(faults))  # who was silent at the last wave is back
         self.wave += 1
         return super().post(requests)
@@ -374,8 +382,8 @@ def test_a_session_of_one_round_is_exact_for_every_dropout_pattern_from_its_firs
         faults = []
         for role, fate in zip(owners(n), fates, strict=True):
             if fate < len(waves):
-                harm = SILENCE[(fate + role.index) % 4]
-                faults += [Fault(role=role, at=fate, harm=harm)]
+                harm, way = SILENCE[(fate + role.index) % 4]
+                faults += [Fault(role=role, at=fate, harm=harm, way=way)]
                 faults += [Fault(role=role, at=w, harm=Harm.DIE) for w in range(fate + 1, 5)]
         hub = LocalHub(members_of(agreement), faults=faults)
         if end is None:

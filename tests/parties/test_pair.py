@@ -331,7 +331,7 @@ def test_a_party_that_ends_its_thread_is_gone_and_the_others_learn_of_it():
 
 # --- faults
 
-HARMS = [Harm.DROP_REQUEST, Harm.DROP_REPLY, Harm.HANG, Harm.DIE]
+HARMS = [Harm.DROP, Harm.HANG, Harm.DIE]
 
 
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.name)
@@ -374,7 +374,7 @@ def test_a_lost_message_is_missed_even_where_the_next_has_the_same_tag():
 
     assert outputs_of(run_pair({ONE: sending, TWO: adding})) == {ONE: 3, TWO: 3}
     for at in (0, 1):
-        fault = Fault(role=ONE, at=at, harm=Harm.DROP_REQUEST)
+        fault = Fault(role=ONE, at=at, harm=Harm.DROP)
         run = run_pair({ONE: sending, TWO: adding}, faults=[fault])
         with pytest.raises(ProtocolError, match=f"message {at} from server 0 was lost"):
             outputs_of(run)
@@ -395,7 +395,7 @@ def test_who_hangs_or_is_lost_to_one_who_does_not_wait_stops_nobody_else():
 
 
 def test_a_lost_message_is_booked_by_its_sender_only():
-    run = run_pair(parties(), faults=[Fault(role=DEALER, at=0, harm=Harm.DROP_REQUEST)])
+    run = run_pair(parties(), faults=[Fault(role=DEALER, at=0, harm=Harm.DROP)])
     assert run.cost.total(role=DEALER).bytes_sent == 2 * TRIPLE_SIZE
     assert run.cost.total(role=ONE) == Cost(seconds=run.cost.total(role=ONE).seconds)
 

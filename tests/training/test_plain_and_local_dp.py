@@ -199,7 +199,7 @@ def test_a_participant_observes_the_mean_update_of_the_others(
 def test_a_participant_takes_its_own_update_away_rightly_where_replies_are_lost(task: Task) -> None:
     like = parameters_of(task.start)
     work = honest_work(task, Share.GRADIENT, batch_size=2)
-    faults = (Fault(role=Role("owner", 2), at=1, harm=Harm.DROP_REPLY),)
+    faults = (Fault(role=Role("owner", 2), at=1, harm=Harm.DROP),)
     members = {r: FederatedMember(w, like, rounds=3) for r, w in work.items()}
     hub = LocalHub(members, faults=faults, recording=FULL)
     train_federated(hub, task.start, Rounds(rounds=3, rate=-0.3, at_least=2))

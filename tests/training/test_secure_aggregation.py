@@ -20,7 +20,7 @@ from tacit.core.wire import Array
 from tacit.crypto.quantisation import Quantiser
 from tacit.nn.federated import Task, honest_work
 from tacit.nn.local_work import LocalUpdate, Share, accuracy, parameters_of
-from tacit.parties.faults import Fault, Harm
+from tacit.parties.faults import Fault, Harm, Way
 from tacit.parties.links.local import LocalHub
 from tacit.parties.roles import SERVER, Role, owners
 from tacit.parties.secure_sum.agreement import Adversary, Masks
@@ -104,7 +104,7 @@ def test_many_rounds_are_plain_training_within_the_sum_of_their_bounds(
 ) -> None:
     task = five(task)
     scheme = replace(scheme, rounds=6, adversary=adversary)
-    ours = scheme.train(task, coins=COINS).output.value
+    ours = scheme.train(task, coins=Coins.from_seed(b"many rounds")).output.value
     theirs = plain(scheme).train(task, coins=COINS).output.value
     agreement = scheme.agree(5, dimension=1, max_examples=scheme.batch_size * scheme.local_steps)
     each = abs(scheme.rate) * agreement.error_bound(5, 5 * agreement.max_examples) + FLOAT32
@@ -320,7 +320,8 @@ def test_means_are_over_those_who_stayed(task: Task) -> None:
     work = AVERAGING.work(task)
     agreement = AVERAGING.agree(5, dimension=flat(start).size, max_examples=4)
     members = AVERAGING.members(work, agreement, start, coins=COINS.child("stayed"))
-    gone = Fault(role=Role("owner", 3), at=2, harm=Harm.DROP_REQUEST)  # the first masked input
+    # the first masked input
+    gone = Fault(role=Role("owner", 3), at=2, harm=Harm.DROP, way=Way.REQUEST)
     hub = LocalHub(members, recording=FULL, faults=[gone])
     seen: list[Aggregate] = []
     AVERAGING.coordinate(
@@ -477,7 +478,7 @@ def test_an_owner_who_missed_the_start_of_a_session_joins_the_next(task: Task) -
     agreement = scheme.agree(5, dimension=flat(start).size, max_examples=4)
     members = scheme.members(scheme.work(task), agreement, start, coins=COINS.child("late"))
     late = Role("owner", 4)
-    hub = LocalHub(members, faults=[Fault(role=late, at=0, harm=Harm.DROP_REQUEST)])
+    hub = LocalHub(members, faults=[Fault(role=late, at=0, harm=Harm.DROP, way=Way.REQUEST)])
     seen: list[bool] = []
     scheme.coordinate(
         hub, start, agreement, coins=COINS.child("late server"),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tacit.audit.bench_secagg import secagg
+from tacit.audit.bench_transport import Echo, between_processes
 from tacit.core.errors import ConfigError, UnknownName
 from tacit.core.wire import Message
 from tacit.parties.links.local import LocalHub, outputs_of, run_pair
@@ -21,19 +22,6 @@ from tacit.parties.roles import SERVER, Role, owners
 from tacit.parties.star import ask
 
 Note = Callable[[str], None]
-
-
-class _Echo:
-    """A member that sends back what it got."""
-
-    def handle(self, request: Message) -> Message:
-        return Message("reply", payload=request.array("payload"))
-
-    def export(self) -> bytes:
-        return b""
-
-    def restore(self, state: bytes) -> None:
-        del state
 
 
 def _row(case: str, metric: str, value: float) -> dict[str, Any]:
@@ -48,7 +36,7 @@ def _row(case: str, metric: str, value: float) -> dict[str, Any]:
 
 
 def _wave(members: int, payload: int) -> tuple[LocalHub, Callable[[], float]]:
-    hub = LocalHub({role: _Echo() for role in owners(members)})
+    hub = LocalHub({role: Echo() for role in owners(members)})
 
     def once() -> float:
         requests = {
@@ -62,12 +50,14 @@ def _wave(members: int, payload: int) -> tuple[LocalHub, Callable[[], float]]:
 
 
 def transport(*, quick: bool, note: Note, against: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The star and the pair in one process: waves, overhead, throughput.
+    """The star and the pair, in one process and between processes over TLS: waves, overhead, throughput, round trips.
+
+    Rows of links between processes have a peer: a bare TLS socket, measured in turns with them (`bench_transport`).
 
     Args:
         quick: fewer repetitions.
         note: told what is being measured.
-        against: none; there is no peer here.
+        against: none; the bare socket is always there.
 
     Raises:
         ConfigError: a peer was asked for.
@@ -75,7 +65,7 @@ def transport(*, quick: bool, note: Note, against: Sequence[str] = ()) -> list[d
     if against:
         raise ConfigError("nothing is compared with in this benchmark: leave --against out")
     repeats = 5 if quick else 25
-    rows = []
+    rows = between_processes(quick=quick, note=note)  # first, since a fork takes no threads along
 
     note("hub: 1000 members, a distinct message of 1000 bytes each way")
     _, once = _wave(1000, 1000)

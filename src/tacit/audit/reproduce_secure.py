@@ -282,7 +282,7 @@ def losses_of(case: Training) -> list[list[Role]]:
 def _lost(losses: Sequence[Sequence[Role]], *, first: int, each: int) -> list[Fault]:
     """The answer to request ``first + each * round`` is lost."""
     return [
-        Fault(role=role, at=first + each * round, harm=Harm.DROP_REPLY)
+        Fault(role=role, at=first + each * round, harm=Harm.DROP)
         for round, roles in enumerate(losses)
         for role in roles
     ]

@@ -568,7 +568,7 @@ def _two_inputs(subject: Subject) -> Finding:
     for middle in (-0.75, 0.75):
         values = _narrow(subject, subject.dimension, middle)
         values[0] = _narrow(subject, subject.dimension)[0]  # the adversary's own does not change
-        lost = _missing_in_turn(subject.members, range(1, subject.rounds), Harm.DROP_REPLY)
+        lost = _missing_in_turn(subject.members, range(1, subject.rounds), Harm.DROP)
         hub, session = _opened_session(subject, values, f"two inputs {middle}", faults=lost)
         _aggregates(session, subject.rounds)
         seen = disclosed(hub.views[SERVER], session.agreement)
@@ -636,7 +636,7 @@ def _shapes(hub: LocalHub) -> list[tuple[Role, str, int, int, Role]]:
 def _exact_sum(subject: Subject) -> Finding:
     rounds = subject.members + 1
     grid = _on_grid(subject, subject.members, rounds)
-    lost = _missing_in_turn(subject.members, range(1, rounds), Harm.DROP_REPLY)
+    lost = _missing_in_turn(subject.members, range(1, rounds), Harm.DROP)
     _, session = _opened_session(subject, _values(grid), "exact sum", faults=lost)
     found = _aggregates(session, rounds)
     wrong = [r for r, one in enumerate(found) if not _is_mean(one, grid[:, r])]

@@ -6,11 +6,12 @@ are drawn from the operating system's coins, so that the claims hold for this ru
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tacit.audit.cells import Protection
+import tacit
 from tacit.audit.figures import one_thread
 from tacit.audit.provenance import header, plain
 from tacit.audit.statistics import clopper_pearson
@@ -27,10 +28,12 @@ from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError, OutputError, TacitWarning, UnknownName
 from tacit.core.files import make_folder, write_file
 from tacit.nn.data import DataSet, load, split_by_label, split_iid
-from tacit.nn.federated import Progress, Task, silent
-from tacit.nn.local_work import accuracy
+from tacit.nn.federated import Collaborative, Progress, Task, silent
+from tacit.nn.local_work import accuracy, parameters_of
 from tacit.nn.networks import cnn, mlp, tanh_cnn
 from tacit.nn.spec import save_model
+from tacit.parties.checkpoints import FileCheckpoint, Snapshot, keep_nothing
+from tacit.parties.runs import Opened, Run
 from tacit.parties.views import COUNTS
 
 MODELS = ("mlp", "cnn", "tanh-cnn")
@@ -97,7 +100,7 @@ def task_of(setting: Setting, data: DataSet) -> Task:
     shards = tuple((data.inputs_train[rows[part]], labels[part]) for part in parts)
     return Task(
         name=data.name,
-        start=_model(setting.model, data, generator),
+        start=network(setting.model, data.input_shape, data.classes, generator),
         shards=shards,
         input_shape=data.input_shape,
         classes=data.classes,
@@ -105,37 +108,49 @@ def task_of(setting: Setting, data: DataSet) -> Task:
     )
 
 
-def _model(name: str, data: DataSet, generator: torch.Generator) -> nn.Module:
+def network(
+    name: str, input_shape: tuple[int, ...], classes: int, generator: torch.Generator
+) -> nn.Module:
+    """One of `MODELS` with drawn weights.
+
+    Raises:
+        ConfigError: it does not fit records of that shape.
+    """
     if name == "mlp":
-        return mlp(data.input_shape, (64,), data.classes, generator=generator)
+        return mlp(input_shape, (64,), classes, generator=generator)
     make = cnn if name == "cnn" else tanh_cnn
-    return make(data.input_shape, data.classes, generator=generator)
+    return make(input_shape, classes, generator=generator)
 
 
 def train(
     scheme: str,
-    protection: Protection,
+    protection: Collaborative,
     setting: Setting,
     *,
     out: Path | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
+    secret_seed: str | None = None,
 ) -> dict[str, Any]:
-    """Train, measure, and write model.safetensors and run.json.
+    """Train with all parties in this process, measure, and write model.safetensors and run.json.
+
+    Where there is a folder to write to, a snapshot of all parties is kept there every few seconds, and a run that was killed
+    goes on from it.
 
     Args:
         scheme: what the protection is called.
         protection: the scheme with its settings.
         setting: what it is run on.
         out: folder for the model and the run; None writes nothing.
-        overwrite: replace a model that the folder holds.
+        overwrite: replace a model, or a snapshot of other settings, that the folder holds.
         progress: told how much is done.
+        secret_seed: secrets follow from it: for tests alone.
 
     Returns:
         The run as ``tacit train --json`` prints it.
 
     Raises:
-        ConfigError: a setting is out of range, or the folder holds a model already.
+        ConfigError: a setting is out of range, or the folder holds a model or another run's snapshot.
         DataError: the data set is missing or damaged.
         OutputError: the folder cannot be written to.
         TacitError: whatever the scheme raises.
@@ -143,39 +158,75 @@ def train(
     start = time.perf_counter()
     data = load(setting.dataset)
     task = task_of(setting, data)
+    coins = Coins() if secret_seed is None else Coins.from_seed(secret_seed.encode())
+    file = None
     if out is not None:
-        _prepare(out, overwrite)
-    with one_thread(), _noted_warnings() as said:
-        run = protection.train(task, coins=Coins(), recording=COUNTS, progress=progress)
-        model = run.output.value
-        share = accuracy(model, data.inputs_test, data.labels_test)
-    tested = len(data.inputs_test)
+        prepare(out, overwrite)
+        about = f"{tacit.__version__}|{scheme}|{protection!r}|{setting!r}"
+        file = FileCheckpoint(out / ".unfinished", hashlib.sha256(about.encode()).digest())
+        if overwrite:
+            file.remove()
+    keep = keep_nothing if file is None else Snapshot.of(file)
+    with one_thread(), noted_warnings() as said:
+        run = protection.train(task, coins=coins, recording=COUNTS, progress=progress, keep=keep)
+    result = finish(
+        run, task, data, command="train", scheme=scheme, protection=protection, seconds=time.perf_counter() - start,
+        settings=plain(setting), warnings=said, out=out,
+    )  # fmt: skip
+    if file is not None:
+        file.remove()
+    return result
+
+
+def finish(  # noqa: PLR0913 - what a run's result says, each by name
+    run: Run[Opened[nn.Module]],
+    task: Task,
+    data: DataSet | None,
+    *,
+    command: str,
+    scheme: str,
+    protection: object,
+    seconds: float,
+    settings: Mapping[str, object],
+    warnings: Sequence[str],
+    out: Path | None,
+) -> dict[str, Any]:
+    """Measure a trained model, write model.safetensors and run.json, and give back the run as plain values."""
+    model = run.output.value
+    share = interval = tested = None
+    if data is not None:
+        with one_thread():
+            share = accuracy(model, data.inputs_test, data.labels_test)
+        tested = len(data.inputs_test)
+        interval = list(clopper_pearson(round(share * tested), tested))
+    weights = hashlib.sha256(b"".join(array.tobytes() for array in parameters_of(model)))
     result = {
-        **header("train", plain(setting), time.perf_counter() - start, seeded=run.seeded),
+        **header(command, settings, seconds, seeded=run.seeded),
         "scheme": scheme,
         "protection": plain(protection),
-        "dataset": data.name,
+        "dataset": task.name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "accuracy": share,
-        "accuracy_interval": list(clopper_pearson(round(share * tested), tested)),
+        "accuracy_interval": interval,
         "tested": tested,
+        "weights_sha256": weights.hexdigest(),
         "cost": {role: cost.described() for role, cost in run.cost.by().items()},
         "rounds": run.cost.rounds,
         "opened_to": [str(role) for role in run.output.to],
         "claims": [claim.described() for claim in run.claims],
-        "warnings": said,
+        "warnings": list(warnings),
         "model": None,
     }
     if out is not None:
         path = out / "model.safetensors"
-        save_model(model, data.input_shape, path)
+        save_model(model, task.input_shape, path)
         result["model"] = str(path)
         write_file(out / "run.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
 @contextmanager
-def _noted_warnings() -> Iterator[list[str]]:
+def noted_warnings() -> Iterator[list[str]]:
     """Warnings are shown as they come, and noted for the result."""
     said: list[str] = []
     with warnings.catch_warnings():
@@ -191,7 +242,7 @@ def _noted_warnings() -> Iterator[list[str]]:
         yield said
 
 
-def _prepare(out: Path, overwrite: bool) -> None:
+def prepare(out: Path, overwrite: bool) -> None:
     """Find out before the training whether its result can be kept."""
     make_folder(out)
     for name in ("model.safetensors", "run.json"):

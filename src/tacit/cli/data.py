@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,13 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from tacit.cli.output import Json, print_json, say
 from tacit.core.errors import ConfigError, TacitError
 
 data_app = typer.Typer(
     help="Data sets: what is known, at hand, and to be had.", no_args_is_help=True
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 _BAD_INPUT = 2
 
@@ -34,7 +32,7 @@ def data_list(as_json: Json = False) -> None:
     listings = available()
     if as_json:
         entries = [asdict(listing) for listing in listings]
-        _print_json({**header("data list", {}, 0.0, seeded=False), "datasets": entries})
+        print_json({**header("data list", {}, 0.0, seeded=False), "datasets": entries})
         return
     table = Table("name", "rows (train + test)", "shape", "classes", "at hand", "can be fetched")
     for item in listings:
@@ -49,7 +47,7 @@ def data_list(as_json: Json = False) -> None:
     Console().print(table)
     for item in listings:
         if not item.present:
-            _say(f"{item.name}: {item.why_not}; or `tacit data fetch` those that can be fetched")
+            say(f"{item.name}: {item.why_not}; or `tacit data fetch` those that can be fetched")
             break  # one is enough: the others are missing in the same way
 
 
@@ -85,7 +83,7 @@ def data_fetch(
             "overwrite": overwrite,
         }
         said = header("data fetch", settings, time.perf_counter() - start, seeded=False)
-        _print_json({**said, "datasets": results})
+        print_json({**said, "datasets": results})
     else:
         table = Table("name", "outcome", "files")
         for result in results:
@@ -111,7 +109,7 @@ def _fetch(name: str, folder: Path | None, overwrite: bool) -> dict[str, Any]:
             def watch(came: int, expected: int) -> None:
                 nonlocal announced
                 if not announced:
-                    _say(
+                    say(
                         f"{name}: about {expected:,} bytes, and at most {2 * expected:,}, "
                         f"from {HOMES[name].base}"
                     )
@@ -120,17 +118,9 @@ def _fetch(name: str, folder: Path | None, overwrite: bool) -> dict[str, Any]:
 
             fetched = fetch(name, folder, overwrite=overwrite, watch=watch)
     except TacitError as error:
-        _say(f"tacit: {type(error).__name__}: {error}")
+        say(f"tacit: {type(error).__name__}: {error}")
         result["error"] = {"type": type(error).__name__, "message": str(error)}
         return result
     outcome = "fetched" if fetched.fresh else "at hand"
-    _say(f"{name}: {outcome}, every value checked")
+    say(f"{name}: {outcome}, every value checked")
     return {**result, "outcome": outcome, "files": list(map(str, fetched.files))}
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _print_json(result: object) -> None:
-    print(json.dumps(result, allow_nan=False))

@@ -6,7 +6,6 @@ codes: 0 done, 2 bad input, 130 interrupted (finished work is kept and a rerun g
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import warnings
@@ -17,13 +16,13 @@ from typing import Annotated, Any, TextIO
 import click
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import tacit
 from tacit.cli.data import data_app
+from tacit.cli.federation import coordinate, join
 from tacit.cli.keys import keys_app
+from tacit.cli.output import Json, print_json, progress_bar, say, table_of_run
 from tacit.cli.report import app as report_app
 from tacit.core.errors import TacitError, TacitWarning, UnknownName
 
@@ -35,10 +34,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.command()(coordinate)
+app.command()(join)
 app.add_typer(keys_app, name="keys")
 app.add_typer(report_app, name="report")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Quick = Annotated[
     bool, typer.Option("--quick", help="The same code with fewer seeds and smaller sizes.")
 ]
@@ -101,7 +101,7 @@ def compare(
     from tacit.audit.terminal import matrix_table
 
     folder = out or Path("tacit-report") / (dataset + ("-quick" if quick else ""))
-    with _progress_bar() as bar:
+    with progress_bar() as bar:
         task, told = bar.add_task("starting", total=None), -1
 
         def watch(what: str, done: int, total: int) -> None:
@@ -109,7 +109,7 @@ def compare(
             bar.update(task, description=what, completed=done, total=total)
             if done > told and not bar.console.is_terminal:  # a log gets a line a cell
                 told = done
-                _say(f"{done}/{total} {what}")
+                say(f"{done}/{total} {what}")
 
         result = catalogue.compare(
             dataset,
@@ -128,11 +128,11 @@ def compare(
             watch=watch,
         )
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     console = Console()
     console.print(matrix_table(result, width=console.width))
-    _say(f"report: {folder / 'report.html'} and {folder / 'report.json'}")
+    say(f"report: {folder / 'report.html'} and {folder / 'report.json'}")
 
 
 @app.command()
@@ -140,7 +140,7 @@ def train(
     scheme: Annotated[
         str,
         typer.Argument(
-            help="centralised, federated-sgd, federated-averaging, local-dp or selective-sgd."
+            help="centralised, federated-sgd, federated-averaging, local-dp, selective-sgd or secure-aggregation."
         ),
     ],
     dataset: Annotated[str, typer.Option(help="See `tacit data list`.")] = "digits",
@@ -161,13 +161,31 @@ def train(
     seed: Annotated[
         int, typer.Option(help="Of dealing, weights and order; secrets do not follow from it.")
     ] = 0,
+    link: Annotated[
+        str,
+        typer.Option(
+            help="local: all parties in this process; tcp: each a process of this machine, over TLS."
+        ),
+    ] = "local",
+    delay: Annotated[
+        float, typer.Option(help="tcp: imitate a network, seconds that a message takes one way.")
+    ] = 0.0,
+    bandwidth: Annotated[
+        float, typer.Option(help="tcp: imitate a network, bytes a second; 0 for no limit.")
+    ] = 0.0,
     out: Annotated[
         Path | None, typer.Option(help="Folder for model.safetensors and run.json.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a model in that folder.")] = False,
+    secret_seed: Annotated[
+        str | None,
+        typer.Option(help="For tests alone: secrets follow from this text.", hidden=True),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train with one scheme, every party in this process, and say what is claimed and what it cost.
+    """Train with one scheme, and say what is claimed and what it cost.
+
+    With --out, a run that was killed goes on where it was when the same command is given again.
 
     For instance selective SGD on MNIST, thirty owners who share a hundredth of what they learn:
 
@@ -176,8 +194,10 @@ def train(
     The settings of a scheme are those of its class; a wrong name lists them.
     """
     from tacit import catalogue
+    from tacit.parties.links.link import Shape
 
-    with _progress_bar() as bar:
+    shape = Shape(delay=delay, bandwidth=bandwidth) if delay or bandwidth else None
+    with progress_bar() as bar:
         task = bar.add_task(f"training by {scheme}", total=None)
         result = catalogue.train(
             scheme,
@@ -188,28 +208,18 @@ def train(
             records=records,
             split=split,
             seed=seed,
+            link=link,
+            shape=shape,
             out=out,
             overwrite=overwrite,
+            note=say,
+            secret_seed=secret_seed,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
-    low, high = result["accuracy_interval"]
-    table = Table(show_header=False, box=None)
-    table.add_row(
-        "accuracy", f"{100 * result['accuracy']:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
-    )
-    table.add_row("parameters", f"{result['parameters']:,}")
-    table.add_row("seconds", f"{result['seconds']:.1f}")
-    sent = sum(cost["bytes_sent"] for cost in result["cost"].values())
-    table.add_row("bytes sent", f"{sent:,.0f}")
-    for claim in result["claims"]:
-        value = f" {claim['value']}" if claim["value"] is not None else ""
-        table.add_row(claim["basis"], escape(claim["statement"] + value))
-    Console().print(table)
-    if result["model"]:
-        _say(f"model: {result['model']}")
+    table_of_run(result)
 
 
 @app.command()
@@ -228,7 +238,7 @@ def papers(
     if as_json:
         entries = [{f.name: getattr(paper, f.name) for f in fields(paper)} for paper in chosen]
         said = header("papers", {"number": number}, 0.0, seeded=False)
-        _print_json({**said, "papers": entries})
+        print_json({**said, "papers": entries})
         return
     if number is not None:
         table = Table(show_header=False, box=None)
@@ -265,7 +275,7 @@ def reproduce(
     from tacit.audit.reproduce import reproduce as run_reproduce
 
     start = time.perf_counter()
-    effort = Effort(quick=quick, full=full, seed=seed, folder=out, progress=_say)
+    effort = Effort(quick=quick, full=full, seed=seed, folder=out, progress=say)
     result = run_reproduce(name, effort)
     said = header(
         "reproduce",
@@ -275,7 +285,7 @@ def reproduce(
     )
     figures: Any = result["figures"]
     if as_json:
-        _print_json({**said, **result})
+        print_json({**said, **result})
         return
     table = Table("figure", "paper", "here", "95 % interval", "n", title=f"reproduce {name}")
     for figure in figures:
@@ -313,7 +323,7 @@ def bench(
 
     start = time.perf_counter()
     peers = [peer for peer in against.split(",") if peer]
-    result = run_bench(name, quick=quick, against=peers, note=_say)
+    result = run_bench(name, quick=quick, against=peers, note=say)
     result = {
         **header(
             "bench", {"quick": quick, "against": peers}, time.perf_counter() - start, seeded=False
@@ -321,7 +331,7 @@ def bench(
         **result,
     }
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     table = Table("case", "metric", "tacit", "peer", "ratio", title=f"bench {name}")
     for row in result["rows"]:
@@ -335,13 +345,6 @@ def bench(
     Console().print(table)
 
 
-def _progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=Console(stderr=True), transient=True,
-    )  # fmt: skip
-
-
 def _warn(
     message: Warning | str,
     category: type[Warning],
@@ -352,19 +355,11 @@ def _warn(
 ) -> None:
     del file, line
     own = issubclass(category, TacitWarning)
-    _say(
+    say(
         f"tacit: warning: {message}"
         if own
         else f"{filename}:{lineno}: {category.__name__}: {message}"
     )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _print_json(result: object) -> None:
-    print(json.dumps(result, allow_nan=False))
 
 
 def _version(show: bool) -> None:
@@ -396,11 +391,15 @@ def run(arguments: list[str] | None = None) -> None:
     except TacitError as error:
         if "--debug" in given:
             raise
-        _say(f"tacit: {type(error).__name__}: {error}")
+        say(f"tacit: {type(error).__name__}: {error}")
         sys.exit(2)
     if code == _INTERRUPTED:
-        _say(
+        say(
             "tacit: interrupted; where a command keeps finished parts, the same command goes on from there"
         )
     if isinstance(code, int) and code:
         sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from tacit.cli.output import say
 
 _HELP = """Send on, compare and export the reports that `tacit compare` wrote.
 
@@ -49,7 +50,7 @@ def build(
 
     page = render_reports([read_report(folder) for folder in folders])
     _write(out, page)
-    _say(f"{len(folders)} reports, {len(page.encode()) / 1e6:.1f} MB: {out}")
+    say(f"{len(folders)} reports, {len(page.encode()) / 1e6:.1f} MB: {out}")
 
 
 @app.command()
@@ -88,7 +89,7 @@ def diff(
     found = difference(read_report(before), read_report(after))
     if out is not None:
         _write(out, render_difference(found))
-        _say(f"difference: {out}")
+        say(f"difference: {out}")
     if as_json:
         settings: dict[str, Any] = {"before": str(before), "after": str(after)}
         said = header("report diff", settings, time.perf_counter() - start, seeded=False)
@@ -114,7 +115,7 @@ def export(
     from tacit.audit.report import read_report
 
     paths = write_tables(read_report(folder), out)
-    _say(f"{len(paths)} files: {paths[0]} says what is in them")
+    say(f"{len(paths)} files: {paths[0]} says what is in them")
 
 
 def _write(path: Path, page: str) -> None:
@@ -122,7 +123,3 @@ def _write(path: Path, page: str) -> None:
 
     make_folder(path.parent)
     write_file(path, page)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -128,17 +128,22 @@ class CostMeter:
             WireError: the message lacks it.
         """
         keys, costs = kept.fields.get("booked"), kept.array("costs", dtype="<f8", shape=(None, 4))
-        if not isinstance(keys, list) or len(keys) != len(costs):
-            raise WireError("costs that are not booked under anything")
+        rounds = kept.integer("rounds", low=0)
+        if (
+            not isinstance(keys, list)
+            or len(keys) != len(costs)
+            or not all(isinstance(key, list) and len(key) == 3 for key in keys)
+            or not np.isfinite(costs).all()
+        ):
+            raise WireError("costs that are not booked under anything, or are no numbers")
         for key, row in zip(keys, np.asarray(costs, np.float64).tolist(), strict=True):
-            role, phase, layer = key
+            role, phase, layer = map(str, key)
             messages, sent, received, seconds = row
             self.book(
-                role, messages=int(messages), sent=int(sent), received=int(received), seconds=seconds,
-                under=(str(phase), str(layer)),
+                role, messages=int(messages), sent=int(sent), received=int(received), seconds=seconds, under=(phase, layer)
             )  # fmt: skip
-        self._before = kept.integer("rounds", low=0)
-        self.rounds += self._before
+        self._before = rounds
+        self.rounds += rounds
 
     def total(
         self, *, role: object | None = None, phase: str | None = None, layer: str | None = None

@@ -283,11 +283,11 @@ def _room(shape: tuple[int, ...]) -> int:
 # --- decoding
 
 
-def decode(frame: bytes, *, limit: int = MAX_FRAME) -> Message:
+def decode(frame: bytes | memoryview, *, limit: int = MAX_FRAME) -> Message:
     """The message of a frame; its arrays are read-only views into the frame.
 
     Args:
-        frame: the bytes.
+        frame: the bytes; a view of bytes must be read-only and stay as it is.
         limit: refuse longer frames; a link sets what its peer may send.
 
     Raises:
@@ -306,7 +306,7 @@ def decode(frame: bytes, *, limit: int = MAX_FRAME) -> Message:
 class _Reader:
     __slots__ = ("at", "frame", "items", "size")
 
-    def __init__(self, frame: bytes) -> None:
+    def __init__(self, frame: bytes | memoryview) -> None:
         self.frame = frame
         self.size = len(frame)
         self.at = 0
@@ -350,7 +350,7 @@ class _Reader:
         if count > self.size - start:
             raise WireError(f"{count} bytes announced where {self.size - start} are left")
         self.at = start + count
-        return self.frame[start : self.at]
+        return bytes(self.frame[start : self.at])
 
     def length(self) -> int:
         (count,) = _U32.unpack_from(self.frame, self.at)

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from tacit.core.coins import Coins
 from tacit.core.errors import (
     BudgetExhausted,
     ConfigError,
@@ -36,12 +37,12 @@ from tacit.core.errors import (
 from tacit.core.wire import Array, Message, decode, encode
 from tacit.nn.local_work import HonestTraining, Share, load_parameters, parameters_of
 from tacit.nn.updates import LocalWork
-from tacit.parties.checkpoints import NOTHING, Checkpoint
+from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
 from tacit.parties.roles import SERVER, Role, owners
 from tacit.parties.runs import Opened, Run
 from tacit.parties.seats import Seat
 from tacit.parties.star import Hub, Member, Seconds, ask
-from tacit.parties.views import Arrays, Observation, Update, View
+from tacit.parties.views import COUNTS, Arrays, Observation, Recording, Update, View
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -93,7 +94,9 @@ class Task:
                 f"at least one owner and one class expected, got {len(self.shards)} and {self.classes}"
             )
         if self.counts and len(self.counts) != len(self.shards):
-            raise ConfigError(f"{len(self.counts)} numbers of records for {len(self.shards)} owners")
+            raise ConfigError(
+                f"{len(self.counts)} numbers of records for {len(self.shards)} owners"
+            )
         for role, (inputs, _) in self.here().items():
             if self.counts and len(inputs) != self.counts[role.index]:
                 raise DataError(
@@ -413,6 +416,18 @@ def run_federated(
 
 class Collaborative(Protocol):
     """A scheme whose parties form a star, wherever they run."""
+
+    def train(
+        self,
+        task: Task,
+        *,
+        coins: Coins,
+        recording: Recording = COUNTS,
+        progress: Progress = silent,
+        keep: Keep = keep_nothing,
+    ) -> Run[Opened[nn.Module]]:
+        """Train on the task's records, all parties in this process."""
+        ...
 
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""

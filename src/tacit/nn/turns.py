@@ -235,6 +235,8 @@ def _concurrently(book: _Book) -> None:
         book.add(role, upload)
         if left[role]:
             left[role] -= 1
+            # Who was asked last stands last: after a restart they are asked in the same order.
+            del waiting[role]
             waiting[role] = server.turn(role, len(members))
             book.keep()
             hub.post({role: waiting[role]})

@@ -37,6 +37,12 @@ from tacit.core.files import make_folder, write_file
 from tacit.core.wire import Message, decode, encode
 from tacit.parties.star import Member, refusal
 
+ANSWERS_ONCE = (
+    "a member's state is durable before its reply leaves (tacit.parties.durable), so that nothing is answered twice; a "
+    "member that was restored from a backup is enrolled anew"
+)
+"""What a claim assumes of members whose answers spend a secret or a budget."""
+
 _NONCE = 12
 
 
@@ -104,7 +110,9 @@ class FileWitness:
         Raises:
             DataError: the file cannot be read, or holds no number.
         """
-        text = _read(self.path) or b"0"
+        text = _read(self.path)
+        if text is None:
+            return 0
         if not text.strip().isdigit() or len(text) > 20:
             raise DataError(f"{self.path} holds no number: enrol this member anew")
         return int(text)
@@ -158,8 +166,10 @@ class DurableMember:
 
     Raises:
         CheatingDetected: the store is older than the witness: it was restored from a backup.
-        ConfigError: what it holds belongs to something else.
-        DecryptionFailed: it was changed, or sealed under another key.
+        ConfigError: the key has not 32 bytes.
+        DataError: the store or the witness cannot be read.
+        OutputError: the witness lacks the newest number, and cannot be told.
+        DecryptionFailed: what it holds was changed, sealed under another key, or belongs to something else.
 
     Attributes:
         number: of the newest entry: how many requests were answered. A coordinator remembers the highest.
@@ -175,10 +185,13 @@ class DurableMember:
     _before: bytes = field(init=False, default=bytes(32), repr=False)  # digest of the newest entry
     _asked: bytes = field(init=False, default=b"", repr=False)  # digest of the last request
     _reply: bytes = field(init=False, default=b"", repr=False)
+    _unkept: bytes = field(init=False, default=b"", repr=False)  # an entry that is not durable yet
 
     def __post_init__(self) -> None:
         if self.key is None:
             return
+        if len(self.key) != 32:
+            raise ConfigError(f"a key of 32 bytes expected, got {len(self.key)}")
         entry, newest = self.store.load(), self.witness.number()
         if entry is not None:
             self._open(entry, self.key)
@@ -188,10 +201,19 @@ class DurableMember:
                 "from a backup. Going on could tell the coordinator what one answer alone would not: enrol this member "
                 "anew, with a new certificate and an empty state"
             )
+        if self.number > newest:  # it was killed between the two, and its reply has not left so far
+            self.witness.note(self.number)
 
     def handle(self, request: Message) -> Message:
-        """The reply, once it and the state after it are durable; to the last request, the reply that it got before."""
+        """The reply, once it and the state after it are durable; to the last request, the reply that it got before.
+
+        Raises:
+            OutputError: they cannot be kept. Nothing is answered before they are; the same request then gets this reply.
+            ConfigError: another process has answered with the same state.
+        """
         asked = hashlib.sha256(encode(request)).digest()
+        if self._unkept:
+            self._keep()
         if asked == self._asked:
             return decode(self._reply)
         try:
@@ -205,17 +227,22 @@ class DurableMember:
         except WireError as error:
             raise WireError(f"an answer that cannot be sent: {error}") from error
         if self.key is not None:
-            self._keep(asked, reply, self.key)
+            self._unkept = self._entry(asked, reply, self.key)
+        self._asked, self._reply = asked, reply
+        if self._unkept:
+            self._keep()
         else:
             self.number += 1
-        self._asked, self._reply = asked, reply
         return answer
 
-    def _keep(self, asked: bytes, reply: bytes, key: bytes) -> None:
+    def _entry(self, asked: bytes, reply: bytes, key: bytes) -> bytes:
         number = self.number + 1
         plain = encode(Message("kept", state=self.member.export(), asked=asked, reply=reply))
-        head, nonce = self._head(number, self._before), self.coins.bytes(_NONCE)
-        entry = encode(
+        head = self._head(number, self._before)
+        # Bound to what is sealed: coins from a seed, the same after every restart, do not give two entries one nonce.
+        sealed = hashlib.sha256(head + plain).hexdigest()
+        nonce = self.coins.child(f"entry {sealed}").bytes(_NONCE)
+        return encode(
             Message(
                 "entry",
                 number=number,
@@ -223,9 +250,18 @@ class DurableMember:
                 sealed=nonce + AESGCM(key).encrypt(nonce, plain, head),
             )
         )
-        self.store.save(entry)
-        self.witness.note(number)
-        self.number, self._before = number, hashlib.sha256(entry).digest()
+
+    def _keep(self) -> None:
+        found = self.store.load()
+        digest = hashlib.sha256(found or b"").digest()
+        if found is not None and found != self._unkept and digest != self._before:
+            raise ConfigError(
+                "another process has answered with this member's state in the meantime: end one of them"
+            )
+        self.store.save(self._unkept)
+        self.witness.note(self.number + 1)
+        self.number, self._before = self.number + 1, hashlib.sha256(self._unkept).digest()
+        self._unkept = b""
 
     def _head(self, number: int, before: bytes) -> bytes:
         return encode(Message("head", about=self.about, number=number, before=before))
@@ -233,6 +269,8 @@ class DurableMember:
     def _open(self, entry: bytes, key: bytes) -> None:
         try:
             outer = decode(entry)
+            if outer.tag != "entry" or len(outer.fields) != 3:
+                raise WireError("no entry")
             number, before = outer.integer("number", low=1), outer.blob("before", length=32)
             sealed = outer.blob("sealed")
             head = self._head(number, before)

@@ -46,7 +46,8 @@ from tacit.nn.federated import (
 )
 from tacit.nn.local_work import Share
 from tacit.nn.updates import LocalUpdate, LocalWork
-from tacit.parties.checkpoints import NOTHING, Checkpoint
+from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
+from tacit.parties.durable import ANSWERS_ONCE
 from tacit.parties.links.local import LocalHub
 from tacit.parties.roles import Role
 from tacit.parties.runs import Opened, Run
@@ -135,6 +136,7 @@ class LocalDP:
         coins: Coins,
         recording: Recording = COUNTS,
         progress: Progress = silent,
+        keep: Keep = keep_nothing,
     ) -> Run[Opened[nn.Module]]:
         """Train on the task's records, all parties in this process.
 
@@ -143,14 +145,16 @@ class LocalDP:
             coins: where the noise comes from.
             recording: what to keep of the views.
             progress: told after each round.
+            keep: makes the checkpoint from which a run that was killed goes on.
 
         Raises:
             DataError: an owner's records are not finite; names the owner, before anything is sent.
             Diverged: the model is not finite; names the round.
         """
         seat = Seat(coins=coins)
-        hub = LocalHub(self.members_of(task, seat), recording=recording)
-        return self.run(hub, task, seat, progress=progress)
+        members = self.members_of(task, seat)
+        hub = LocalHub(members, recording=recording)
+        return self.run(hub, task, seat, progress=progress, checkpoint=keep(members))
 
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""
@@ -197,7 +201,7 @@ class LocalDP:
             assumes=(
                 "noise is drawn in floating point: its gaps (Mironov 2012) are not accounted for",
                 "owners' data are independent of one another",
-                "a member's state survives a restart (export before each reply), so no round is answered twice",
+                ANSWERS_ONCE,
             ),
         )
         if self.noise_multiplier == 0:

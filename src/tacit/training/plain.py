@@ -39,7 +39,7 @@ from tacit.nn.federated import (
     silent,
 )
 from tacit.nn.local_work import Share, fit, parameters_of
-from tacit.parties.checkpoints import NOTHING, Checkpoint
+from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
 from tacit.parties.links.local import LocalHub
 from tacit.parties.roles import SERVER, Role
 from tacit.parties.runs import Opened, Run
@@ -161,6 +161,7 @@ class Centralised:
         coins: Coins,
         recording: Recording = COUNTS,
         progress: Progress = silent,
+        keep: Keep = keep_nothing,
     ) -> Run[Opened[nn.Module]]:
         """Train on the task's records, all parties in this process.
 
@@ -169,10 +170,12 @@ class Centralised:
             coins: not used: nothing is protected.
             recording: what to keep of the views.
             progress: told after each epoch.
+            keep: makes the checkpoint from which a run that was killed goes on.
         """
         seat = Seat(coins=coins)
-        hub = LocalHub(self.members_of(task, seat), recording=recording)
-        return self.run(hub, task, seat, progress=progress)
+        members = self.members_of(task, seat)
+        hub = LocalHub(members, recording=recording)
+        return self.run(hub, task, seat, progress=progress, checkpoint=keep(members))
 
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""
@@ -264,6 +267,7 @@ class FederatedSGD:
         coins: Coins,
         recording: Recording = COUNTS,
         progress: Progress = silent,
+        keep: Keep = keep_nothing,
     ) -> Run[Opened[nn.Module]]:
         """Train on the task's records, all parties in this process.
 
@@ -272,13 +276,15 @@ class FederatedSGD:
             coins: not used: nothing is protected.
             recording: what to keep of the views.
             progress: told after each round.
+            keep: makes the checkpoint from which a run that was killed goes on.
 
         Raises:
             Diverged: names the owner, the round and its epoch.
         """
         seat = Seat(coins=coins)
-        hub = LocalHub(self.members_of(task, seat), recording=recording)
-        return self.run(hub, task, seat, progress=progress)
+        members = self.members_of(task, seat)
+        hub = LocalHub(members, recording=recording)
+        return self.run(hub, task, seat, progress=progress, checkpoint=keep(members))
 
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""
@@ -346,6 +352,7 @@ class FederatedAveraging:
         coins: Coins,
         recording: Recording = COUNTS,
         progress: Progress = silent,
+        keep: Keep = keep_nothing,
     ) -> Run[Opened[nn.Module]]:
         """Train on the task's records, all parties in this process.
 
@@ -354,13 +361,15 @@ class FederatedAveraging:
             coins: not used: nothing is protected.
             recording: what to keep of the views.
             progress: told after each round.
+            keep: makes the checkpoint from which a run that was killed goes on.
 
         Raises:
             Diverged: names the owner, the round and its epoch.
         """
         seat = Seat(coins=coins)
-        hub = LocalHub(self.members_of(task, seat), recording=recording)
-        return self.run(hub, task, seat, progress=progress)
+        members = self.members_of(task, seat)
+        hub = LocalHub(members, recording=recording)
+        return self.run(hub, task, seat, progress=progress, checkpoint=keep(members))
 
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""

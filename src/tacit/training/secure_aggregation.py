@@ -43,7 +43,8 @@ from tacit.crypto.quantisation import Quantiser
 from tacit.nn.federated import Progress, Rounds, Task, check_sgd, honest_work, silent
 from tacit.nn.local_work import HonestTraining, Share, load_parameters, parameters_of
 from tacit.nn.updates import LocalWork, unflattened
-from tacit.parties.checkpoints import NOTHING, Checkpoint
+from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
+from tacit.parties.durable import ANSWERS_ONCE
 from tacit.parties.links.local import LocalHub
 from tacit.parties.neighbours import Sharing, choose_sharing
 from tacit.parties.roles import SERVER, Role
@@ -64,7 +65,7 @@ from tacit.parties.views import COUNTS, Observation, Recording, Update, View
 
 _PRIMITIVES = (
     "X25519, HKDF- and HMAC-SHA-256, AES-128-CTR, AES-256-GCM and Ed25519 are what they are taken for",
-    "a member's state survives a restart (export before each reply), so no wave is answered twice",
+    ANSWERS_ONCE,
 )
 
 
@@ -288,7 +289,9 @@ class SecureAggregation:
             found = aggregate(session, at.model, round=round, share_next=not last)
             with hub.cost.timed(hub.coordinator):
                 move = unflattened((self.rate * found.mean).astype(np.float32), at.model)
-                at.model = [np.asarray(m, np.float32) + u for m, u in zip(at.model, move, strict=True)]
+                at.model = [
+                    np.asarray(m, np.float32) + u for m, u in zip(at.model, move, strict=True)
+                ]
             at.clipped.append(found.clipped)
             at.round = round + 1
             checkpoint.save(at.export(), hub.cost)
@@ -316,6 +319,7 @@ class SecureAggregation:
         coins: Coins,
         recording: Recording = COUNTS,
         progress: Progress = silent,
+        keep: Keep = keep_nothing,
     ) -> Run[Opened[nn.Module]]:
         """Train on the task's records, all parties in this process.
 
@@ -324,6 +328,7 @@ class SecureAggregation:
             coins: where all secrets come from.
             recording: what to keep of the views.
             progress: told after each round.
+            keep: makes the checkpoint from which a run that was killed goes on.
 
         Raises:
             ConfigError: the settings do not go together with the number of owners.
@@ -334,8 +339,9 @@ class SecureAggregation:
         seat = Seat(coins=coins)
         if self.adversary is Adversary.ACTIVE:
             seat = seat.with_identities(task.owners)
-        hub = LocalHub(self.members_of(task, seat), recording=recording)
-        return self.run(hub, task, seat, progress=progress)
+        members = self.members_of(task, seat)
+        hub = LocalHub(members, recording=recording)
+        return self.run(hub, task, seat, progress=progress, checkpoint=keep(members))
 
     def agreed(self, task: Task) -> Agreement:
         """What the parties of a task agree on."""

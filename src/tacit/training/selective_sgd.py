@@ -79,7 +79,8 @@ from tacit.nn.local_work import (
 )
 from tacit.nn.turns import Schedule, Turns, serve
 from tacit.nn.updates import FloatArray, LocalWork, flattened, unflattened
-from tacit.parties.checkpoints import NOTHING, Checkpoint
+from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
+from tacit.parties.durable import ANSWERS_ONCE
 from tacit.parties.links.local import LocalHub, Timing
 from tacit.parties.roles import SERVER, Role
 from tacit.parties.runs import Opened, Run
@@ -389,8 +390,8 @@ class ParameterServer:
         self.clipped, self.values = state.integer("clipped"), state.integer("values")
 
     def model(self) -> tuple[FloatArray, ...]:
-        """The global parameters as the model's arrays."""
-        return unflattened(self.parameters, self.like)
+        """The global parameters as the model's arrays; a copy, since a message is kept as it was sent."""
+        return unflattened(self.parameters.copy(), self.like)
 
     def stale(self) -> int:
         """How many parameters were updated, but never sent out after the first download."""
@@ -536,6 +537,7 @@ class SelectiveSGD:
         coins: Coins,
         recording: Recording = COUNTS,
         progress: Progress = silent,
+        keep: Keep = keep_nothing,
     ) -> Run[Opened[nn.Module]]:
         """Train on the task's records, all parties in this process.
 
@@ -544,6 +546,7 @@ class SelectiveSGD:
             coins: of random selection and of noise.
             recording: what to keep of the views.
             progress: told after each turn.
+            keep: makes the checkpoint from which a run that was killed goes on; not in the asynchronous schedule.
 
         Raises:
             ConfigError: a batch is larger than an owner's records, or more owners are needed than there are.
@@ -559,8 +562,11 @@ class SelectiveSGD:
         timing = None
         if self.schedule is Schedule.ASYNCHRONOUS:
             timing = Timing(work=1.0, jitter=self.jitter, seed=f"{task.seed}".encode())
-        hub = LocalHub(self.members_of(task, seat), recording=recording, timing=timing)
-        return self.run(hub, task, seat, progress=progress)
+        members = self.members_of(task, seat)
+        hub = LocalHub(members, recording=recording, timing=timing)
+        # Members that work side by side have answered what the server has not read: no moment is the same for all.
+        kept = keep(members) if timing is None else NOTHING
+        return self.run(hub, task, seat, progress=progress, checkpoint=kept)
 
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""
@@ -704,7 +710,7 @@ class SelectiveSGD:
                 "owners' data are independent of one another (records held by several are bounded by the sum of their "
                 "epsilons), and the numbers of their records are public",
                 "what a turn's length in time tells is not accounted for",
-                "a member's state survives a restart (export before each reply), so no turn is taken twice",
+                ANSWERS_ONCE,
             ),
         )
         return stay, noise

@@ -1,8 +1,9 @@
 """Both shapes of conversation inside one process.
 
-Every frame is encoded and decoded, so bytes are real. The star runs on a virtual clock: hangs, stragglers and asynchronous
-schedules take no real time and come out the same on every run. The pair runs one thread a party; since the link sees who
-waits for whom, a conversation that cannot go on is ended at once instead of after a deadline.
+Every frame is encoded and decoded, so bytes are real. Scripted faults change what arrives, and when; each party checks what
+arrives as over an authenticated line (`tacit.parties.links.tampering`). The star runs on a virtual clock: hangs, stragglers
+and asynchronous schedules take no real time and come out the same on every run. The pair runs one thread a party; since the
+link sees who waits for whom, a conversation that cannot go on is ended at once instead of after a deadline.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from tacit.core.errors import (
     WireError,
 )
 from tacit.core.wire import Array, Message, decode, encode
-from tacit.parties.faults import Fault, Faults, Harm
+from tacit.parties.faults import GONE, SLOW, Fault, Faults, Way
+from tacit.parties.links.tampering import Line, Lines, Sealed
 from tacit.parties.pair import Channel, Party
 from tacit.parties.roles import SERVER, Role
 from tacit.parties.star import Member, Seconds, Ticket, refusal
@@ -63,6 +65,7 @@ class Event(NamedTuple):
     tag: str
     depth: int
     is_reply: bool
+    sealed: Sealed | None = None  # where faults are scripted: what arrives
 
 
 class LocalHub:
@@ -99,6 +102,7 @@ class LocalHub:
         self._members = dict(sorted(members.items()))
         self._faults = Faults(tuple(faults))
         self._faults.check(members)
+        self._lines: Lines[Event] = Lines()
         self._timing = timing or Timing()
         self._jitter = Coins.from_seed(self._timing.seed)
         # By time; at the same time replies go first, so that a coordinator can let go of one before the next is made.
@@ -136,6 +140,7 @@ class LocalHub:
             )
         self._members[role] = member
         self._faults.revive(role)
+        self._lines.lose((self.coordinator, role))
         self._busy[role] = self.now
         self._events[:] = [e for e in self._events if e[-1].role != role or e[-1].is_reply]
         heapq.heapify(self._events)
@@ -191,48 +196,82 @@ class LocalHub:
             if not event.is_reply:
                 self.deliver(event)
                 continue
+            try:
+                reply = self._arrived(event)
+            except ProtocolError as error:
+                reply = refusal(error)
+            if reply is None:
+                continue
             self._open[event.role] -= 1
             self._depth[self.coordinator] = max(self._depth[self.coordinator], event.depth)
-            self.views[self.coordinator].receive(event.role, event.tag, event.ticket, event.frame)
             self._cost.book(self.coordinator, received=len(event.frame))
-            yield event.role, event.ticket, decode(event.frame)
+            yield event.role, event.ticket, reply
         if self._open.total():
             self.now = max(self.now, end)
 
+    def _line(self, event: Event) -> Line:
+        ends = self.coordinator, event.role
+        return ends[::-1] if event.is_reply else ends
+
+    def _send(self, delay: Seconds, event: Event) -> None:
+        """Schedule what of a frame arrives."""
+        if not self._faults.script:
+            self._schedule(delay, event)
+            return
+        fault = self._faults.meet(event.role, Way.REPLY if event.is_reply else Way.REQUEST)
+        for late, sent, sealed in self._lines.put(self._line(event), event.frame, event, fault):
+            self._schedule(delay + late, sent._replace(frame=sealed.frame, sealed=sealed))
+
+    def _arrived(self, event: Event) -> Message | None:
+        """The message of a frame that arrived; None if it arrived before.
+
+        Raises:
+            ProtocolError: it does not come from whom it should, as it should, or is no message.
+        """
+        sender, recipient = line = self._line(event)
+        if event.sealed is not None and self._lines.opened(line, event.sealed) is None:
+            return None
+        self.views[recipient].receive(sender, event.tag, event.ticket, event.frame)
+        return decode(event.frame)
+
     def deliver(self, event: Event) -> None:
         """Hand a member its request, and schedule its reply; called by `replies`."""
-        role, request = event.role, event.frame
-        fault = self._faults.meet(role) if self._faults.script else None
+        role = event.role
+        if self._faults.script and event.sealed is None:
+            self._send(0.0, event)
+            return
         if role in self._faults.dead or role in self._faults.hung:
             return
-        if fault is not None and fault.harm is Harm.DROP_REQUEST:
-            return
-        view = self.views[role]
-        view.receive(self.coordinator, event.tag, event.ticket, request)
-        message = decode(request)
-        start = time.perf_counter()
         try:
-            answer = self._members[role].handle(message)
-        except TacitError as error:
-            answer = refusal(error)
-        seconds = time.perf_counter() - start
+            message = self._arrived(event)
+        except ProtocolError as error:  # it goes no further than the member's end of the line
+            answer, seconds = refusal(error), 0.0
+        else:
+            if message is None:
+                return
+            start = time.perf_counter()
+            try:
+                answer = self._members[role].handle(message)
+            except TacitError as error:
+                answer = refusal(error)
+            seconds = time.perf_counter() - start
         try:
             reply = encode(answer)
         except WireError as error:
-            raise WireError(f"{role}: {error}") from error
-        view.send(self.coordinator, event.ticket, reply)
-        self._cost.book(role, messages=1, sent=len(reply), received=len(request), seconds=seconds)
+            answer = refusal(error)
+            reply = encode(answer)
+        self.views[role].send(self.coordinator, event.ticket, reply)
+        self._cost.book(
+            role, messages=1, sent=len(reply), received=len(event.frame), seconds=seconds
+        )
         self._depth[role] = max(self._depth[role], event.depth)
         self._cost.chain(self._depth[role] + 1)
-        if fault is not None and fault.harm is Harm.DROP_REPLY:
-            return
         work = self._timing.work
         base = work.get(role, 0.0) if isinstance(work, Mapping) else work
         self._busy[role] = max(self.now, self._busy[role]) + self._stretched(base)
-        late = fault.seconds if fault is not None else 0.0
-        delay = self._busy[role] - self.now + late + self._stretched(self._timing.link)
+        delay = self._busy[role] - self.now + self._stretched(self._timing.link)
         depth = self._depth[role] + 1
-        self._schedule(delay, Event(role, event.ticket, reply, answer.tag, depth, is_reply=True))
+        self._send(delay, Event(role, event.ticket, reply, answer.tag, depth, is_reply=True))
 
 
 # --- the pair
@@ -259,6 +298,16 @@ class _Silenced(BaseException):
     """Ends the thread of a party that a fault killed or hung; never seen outside."""
 
 
+class _Frame(NamedTuple):
+    """A frame on its way between two parties; its number is that of the message on its line."""
+
+    number: int
+    tag: str
+    depth: int
+    frame: bytes
+    sealed: Sealed | None = None
+
+
 @dataclass(slots=True)
 class _Exchange:
     """The frames under way and who waits for whom; one lock for all."""
@@ -268,9 +317,7 @@ class _Exchange:
     faults: Faults
     cost: CostMeter = field(default_factory=CostMeter)
     changed: threading.Condition = field(default_factory=threading.Condition)
-    queues: dict[tuple[Role, Role], deque[tuple[int, str, bytes, int]]] = field(
-        default_factory=dict
-    )
+    queues: dict[Line, deque[_Frame]] = field(default_factory=dict)
     running: set[Role] = field(default_factory=set)
     waiting: dict[Role, Role] = field(default_factory=dict)
     depth: dict[Role, int] = field(default_factory=dict)
@@ -278,6 +325,7 @@ class _Exchange:
     numbers: dict[tuple[Role, Role], int] = field(default_factory=dict)
     labels: dict[Role, tuple[str, str]] = field(default_factory=dict)
     since: dict[Role, float] = field(default_factory=dict)
+    lines: Lines[tuple[int, str, int]] = field(default_factory=Lines)
     lost: bool = False
     aborted: bool = False
 
@@ -291,9 +339,12 @@ class _Exchange:
 
     def put(self, sender: Role, to: Role, tag: str, frame: bytes) -> None:
         with self.changed:
-            fault = self.faults.meet(sender) if self.faults.script else None
-            if fault is not None and fault.harm in (Harm.HANG, Harm.DIE):
-                raise _Silenced
+            fault = None
+            if self.faults.script:  # what it sends is all that is counted
+                gone = self.faults.meet(sender, Way.REQUEST)
+                fault = self.faults.meet(sender, Way.REPLY)
+                if gone is not None:
+                    raise _Silenced
             depth = self.depth.get(sender, 0) + 1
             self.cost.chain(depth)
             under = self.labels.get(sender)
@@ -301,17 +352,34 @@ class _Exchange:
             number = self.posted.get((sender, to), 0)
             self.posted[sender, to] = number + 1
             self.views[sender].send(to, number, frame)
-            if fault is not None:
-                self.lost = True
-                self.changed.notify_all()
-                return
-            self.queues.setdefault((sender, to), deque()).append((number, tag, frame, depth))
+            queue = self.queues.setdefault((sender, to), deque())
+            if self.faults.script:
+                self.lost = self.lost or fault is not None
+                note = number, tag, depth
+                for _, known, sealed in self.lines.put((sender, to), frame, note, fault):
+                    queue.append(_Frame(*known, sealed.frame, sealed))
+            else:
+                queue.append(_Frame(number, tag, depth, frame))
             self.changed.notify_all()
 
     def get(self, sender: Role, to: Role) -> tuple[str, bytes, int]:
         end = time.monotonic() + self.deadline
         with self.changed:
-            queue = self.queues.setdefault((sender, to), deque())
+            came = self._next(sender, to, end)
+            expected = self.numbers.get((sender, to), 0)
+            self.numbers[sender, to] = came.number + 1
+            if (
+                came.number != expected
+            ):  # or a later message under the same tag would be taken for it
+                raise ProtocolError(f"{to}: message {expected} from {sender} was lost on its way")
+            self.views[to].receive(sender, came.tag, came.number, came.frame)
+            self.cost.book(to, received=len(came.frame), under=self.labels.get(to))
+            return came.tag, came.frame, came.depth
+
+    def _next(self, sender: Role, to: Role, end: float) -> _Frame:
+        """The next frame that did not come before."""
+        queue = self.queues.setdefault((sender, to), deque())
+        while True:
             self.waiting[to] = sender
             self.changed.notify_all()  # others may be waiting to learn that all are stuck
             try:
@@ -320,14 +388,9 @@ class _Exchange:
                     self.changed.wait(max(0.0, end - time.monotonic()))
             finally:
                 del self.waiting[to]
-            number, tag, frame, depth = queue.popleft()
-            expected = self.numbers.get((sender, to), 0)
-            self.numbers[sender, to] = number + 1
-            if number != expected:  # or a later message under the same tag would be taken for it
-                raise ProtocolError(f"{to}: message {expected} from {sender} was lost on its way")
-            self.views[to].receive(sender, tag, number, frame)
-            self.cost.book(to, received=len(frame), under=self.labels.get(to))
-            return tag, frame, depth
+            came = queue.popleft()
+            if came.sealed is None or self.lines.opened((sender, to), came.sealed) is not None:
+                return came
 
     def _check(self, sender: Role, to: Role, end: float) -> None:
         if self.aborted:
@@ -336,8 +399,9 @@ class _Exchange:
             raise DeadlineExceeded(f"{to}: nothing from {sender} within {self.deadline:g} s")
         if sender not in self.running:
             raise PeerDropped(f"{to}: {sender} is gone and has sent nothing more")
+        waiting, queues = self.waiting, self.queues  # who waits for one who is gone is told so
         stuck = all(
-            role in self.waiting and not self.queues.get((self.waiting[role], role))
+            waiting.get(role) in self.running and not queues.get((waiting[role], role))
             for role in self.running - self.faults.hung
         )
         if (stuck and (self.lost or self.faults.hung)) or time.monotonic() >= end:
@@ -399,8 +463,11 @@ def run_pair(
     """
     script = Faults(tuple(faults))
     script.check(parties)
-    if any(fault.harm is Harm.DELAY for fault in faults):
-        raise ConfigError("a pair has no virtual clock: DELAY is for stars")
+    for fault in faults:
+        if fault.harm in SLOW:
+            raise ConfigError(f"a pair has no virtual clock: {fault.harm.name} is for stars")
+        if fault.way is Way.REQUEST and fault.harm not in GONE:
+            raise ConfigError("a pair has no requests: a fault is at a message that a party sends")
     views = {role: View(role, recording) for role in sorted(parties)}
     exchange = _Exchange(deadline, views, script, running=set(parties))
     outputs: dict[Role, T] = {}

@@ -1,0 +1,1 @@
+"""One scheme of tacit on Flower: a ServerApp for the coordinator, a ClientApp for each owner."""
