@@ -24,7 +24,7 @@ from tacit.nn.turns import Schedule
 from tacit.nn.updates import flattened
 from tacit.parties.checkpoints import NOTHING, Checkpoint, FileCheckpoint
 from tacit.parties.durable import DurableMember, FileStore, FileWitness
-from tacit.parties.faults import Fault, Harm
+from tacit.parties.faults import Fault, Harm, Way
 from tacit.parties.links.local import LocalHub, Timing
 from tacit.parties.roles import SERVER, Role
 from tacit.parties.seats import Seat
@@ -443,7 +443,7 @@ def test_asynchronous_owners_take_each_turn_once_whatever_the_timing(
 # --- members are killed
 
 
-@pytest.mark.parametrize("harm", [Harm.DIE, Harm.DROP_REPLY], ids=lambda harm: harm.name)
+@pytest.mark.parametrize("harm", [Harm.DIE, Harm.DROP], ids=lambda harm: harm.name)
 @ALL
 def test_a_member_that_is_killed_at_any_message_comes_back_from_its_store(
     name: str, harm: Harm, undisturbed: Callable[[str], Undisturbed], tmp_path: Path
@@ -494,7 +494,7 @@ def test_a_secure_sum_is_over_those_who_stayed_whoever_was_killed_and_came_back(
     late = task.owners[1]
     for at, second in product(range(5), (7, 11)):
         world = World(scheme, task, tmp_path / f"{at} {second}", stores=True)
-        fault = Fault(role=late, at=at, harm=Harm.DROP_REQUEST)
+        fault = Fault(role=late, at=at, harm=Harm.DROP, way=Way.REQUEST)
         with pytest.raises(Killed):
             world.coordinate(Clock(Point("reply", second, drained=True)), faults=[fault])
         hub = LocalHub(world.restored(), recording=FULL)

@@ -66,7 +66,7 @@ from tacit.nn.federated import Collaborative, Progress, Shard, Task, silent
 from tacit.nn.local_work import load_parameters
 from tacit.nn.spec import save_model
 from tacit.parties import credentials as certificates
-from tacit.parties.checkpoints import FileCheckpoint
+from tacit.parties.checkpoints import NOTHING, FileCheckpoint
 from tacit.parties.credentials import Credentials, state_key
 from tacit.parties.durable import DurableMember, FileStore, FileWitness
 from tacit.parties.faults import Fault
@@ -501,17 +501,15 @@ def coordinate(
     ):  # fmt: skip
         listening(hub.address)
         hub.wait(deadline=place.wait)
-        seat = _seat(held, place.secret_seed)
-        if kept is None:
-            run = scheme.run(hub, task, seat, progress=progress)
-        else:
+        if kept is not None:
             kept.of = hub
-            run = scheme.run(hub, task, seat, progress=progress, checkpoint=kept)
-    seconds = time.perf_counter() - start
-    result = finish(
-        run, task, data, command="coordinate", scheme=federation.scheme, protection=scheme, seconds=seconds,
-        settings={"federation": federation.name, "link": "tcp"}, warnings=said, out=out,
-    )  # fmt: skip
+        seat, checkpoint = _seat(held, place.secret_seed), kept or NOTHING
+        run = scheme.run(hub, task, seat, progress=progress, checkpoint=checkpoint)
+        seconds = time.perf_counter() - start
+        result = finish(  # before goodbye: a coordinator that is killed here needs its members once more
+            run, task, data, command="coordinate", scheme=federation.scheme, protection=scheme, seconds=seconds,
+            settings={"federation": federation.name, "link": "tcp"}, warnings=said, out=out,
+        )  # fmt: skip
     if kept is not None:
         kept.file.remove()
     return result

@@ -39,8 +39,6 @@ class Harm(Enum):
     WRONG_VERSION = "it is of another version of the link"
     HANG = "the party never answers it, nor anything after it"
     DIE = "the party is gone before it handles it"
-    DROP_REPLY = DROP
-    DROP_REQUEST = "the message to the party is lost"
 
 
 SLOW = (Harm.DELAY, Harm.DRIP)
@@ -69,9 +67,6 @@ class Fault:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.harm is Harm.DROP_REQUEST:
-            object.__setattr__(self, "harm", Harm.DROP)
-            object.__setattr__(self, "way", Way.REQUEST)
         if self.at < 0 or (self.harm in SLOW) != (self.seconds > 0):
             raise ConfigError(
                 "a fault is at message 0 or later, and DELAY and DRIP (they alone) take seconds > 0"
