@@ -29,7 +29,9 @@ class Seat:
         """The same with signing keys for all of ``roles``, if it has no registry; the same coins give the same keys."""
         if self.registry:
             return self
-        coins = self.coins.child("identities")  # not drawn from: what else they give must not depend on it
+        coins = self.coins.child(
+            "identities"
+        )  # not drawn from: what else they give must not depend on it
         drawn = {role: signing_key(coins.child(str(role))) for role in roles}
         registry = {role: key.public for role, key in drawn.items()}
         return Seat(coins=self.coins, identities=drawn, registry=registry)

@@ -112,13 +112,14 @@ class Link:
     arrived: int = field(
         init=False, default=0
     )  # the highest number that the peer is known to have received
+    met: bool = field(init=False, default=False)  # there was a connection
     over: bool = field(init=False, default=False)  # the peer said goodbye
     gone: Exception | None = field(init=False, default=None)  # it will not come back, and why
     room: threading.Condition = field(init=False, default_factory=threading.Condition)
-    _outbox: deque[tuple[Header, Payload]] = field(init=False, default_factory=deque)
+    _outbox: deque[tuple[Header, Payload]] = field(init=False, default_factory=deque, repr=False)
     _quiet: int = field(init=False, default=0)  # bytes taken of which the peer was not told
     _free_at: float = field(init=False, default=0.0)
-    _held: tuple[Header, Payload] | None = field(init=False, default=None)
+    _held: tuple[Header, Payload] | None = field(init=False, default=None, repr=False)
     _left: bool = field(init=False, default=False)  # this side said goodbye
     _late: int = field(init=False, default=0)  # frames that the shape holds back
     _refused: int = field(init=False, default=0)  # refusals since something last arrived
@@ -219,9 +220,9 @@ class Link:
         if self.shape is None:
             pipe.send(header, payload)
             return
-        now, shape = time.monotonic(), self.shape
+        shape = self.shape
         takes = len(payload) / shape.bandwidth if shape.bandwidth else 0.0
-        self._free_at = max(now, self._free_at) + takes
+        self._free_at = max(time.monotonic(), self._free_at) + takes
         self._late += 1
 
         def send() -> None:
@@ -229,7 +230,7 @@ class Link:
                 self._late -= 1
             pipe.send(header, payload)
 
-        self.reactor.later(self._free_at + shape.delay - now, send)
+        self.reactor.at(self._free_at + shape.delay, send)
 
     @property
     def busy(self) -> bool:
@@ -289,7 +290,7 @@ class Link:
         """Go on over a new connection, whose other side has received the numbers up to ``there``."""
         with self.room:
             old, self.pipe, self.since = self.pipe, pipe, time.monotonic()
-            self._held = None
+            self.met, self._held = True, None
             for header, payload in self._outbox:
                 if header.sequence > there:
                     self._transmit(replace(header, seen=self.seen), payload)
@@ -330,7 +331,9 @@ class Link:
             with self.room:
                 self.arrived = max(self.arrived, header.ticket)
                 self.room.notify_all()
-            if header.kind is Kind.PING:
+            if (
+                header.kind is Kind.PING and not pipe.busy
+            ):  # or who reads nothing would fill the memory
                 self.word(Kind.PONG)
         else:
             raise WireError(f"{self.peer} sent {header.kind.name} in the middle of a session")

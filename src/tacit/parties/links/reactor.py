@@ -119,7 +119,11 @@ class Reactor:
 
     def later(self, delay: Seconds, do: Callable[[], None]) -> None:
         """Have something done in the loop, after ``delay`` seconds."""
-        timed = Timed(time.monotonic() + delay, next(self._numbers), do)
+        self.at(time.monotonic() + delay, do)
+
+    def at(self, when: float, do: Callable[[], None]) -> None:
+        """Have something done in the loop, at that time of `time.monotonic`; what is for one time, in this order."""
+        timed = Timed(when, next(self._numbers), do)
         self.call(lambda: heapq.heappush(self._timers, timed))
 
     def watch(self, sock: socket.socket, events: int, ready: Callable[[int], None]) -> None:

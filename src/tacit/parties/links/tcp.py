@@ -16,7 +16,6 @@ bytes in 16 kB, and the handshake's about 2.5 kB a connection; `CostMeter` count
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import queue
 import signal
@@ -25,7 +24,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import tacit
@@ -108,7 +107,7 @@ def listen(address: Address) -> socket.socket:
 class _Asked:
     """A request whose reply nobody has taken so far."""
 
-    payload: bytes
+    payload: bytes = field(repr=False)
     depth: int
     answered: bool = False  # the reply is there
 
@@ -687,7 +686,9 @@ class Upstream:
         self.link.goodbye(error)
         if self._own:
             finish(self._reactor, [self.link])
-        self._thread.join(1.0)  # a connection that is being made may take longer, and is closed then
+        self._thread.join(
+            1.0
+        )  # a connection that is being made may take longer, and is closed then
 
 
 def _hopeless(error: ssl.SSLError) -> bool:
@@ -801,8 +802,3 @@ def _suffer(fault: Fault | None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if fault is not None and fault.harm is Harm.HANG:
         threading.Event().wait()
-
-
-def digest_of(*parts: bytes) -> bytes:
-    """A digest of what parties agree on, each part by itself."""
-    return hashlib.sha256(b"".join(len(p).to_bytes(8, "little") + p for p in parts)).digest()

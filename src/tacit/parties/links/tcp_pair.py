@@ -28,7 +28,7 @@ from tacit.core.errors import (
 )
 from tacit.core.wire import Array, Message, decode, encode
 from tacit.parties.credentials import Credentials, server_context
-from tacit.parties.links.frames import SESSION, Header, Kind
+from tacit.parties.links.frames import Header, Kind
 from tacit.parties.links.link import Came, Gone, Link, Shape, keep_beating
 from tacit.parties.links.reactor import Acceptor, Limits, Payload, Pipe, Reactor
 from tacit.parties.links.tcp import (
@@ -313,7 +313,7 @@ def _meet(links: Mapping[Role, Link], first: Seconds) -> None:
     """Wait until every link has had its connection."""
     end = time.monotonic() + first
     for peer, link in links.items():
-        while link.session == bytes(SESSION):  # else it was there, and may have left again
+        while not link.met:  # who was there may have left again
             if link.gone is not None:
                 raise link.gone
             if link.reactor.error is not None:
