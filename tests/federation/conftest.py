@@ -21,7 +21,6 @@ from tacit import catalogue
 from tacit.audit.federation import (
     Federation,
     Place,
-    agreed,
     coordinate,
     describe,
     join,
@@ -97,8 +96,7 @@ class Parties:
     @property
     def checkpoint(self) -> Path:
         """Of the coordinator, once it has one."""
-        federation = self.federation
-        name = agreed(federation, catalogue.scheme_of(federation)).hex()[:16]
+        name = self.federation.digest.hex()[:16]
         return self.folder / "state" / "server-0" / f"{name}.checkpoint"
 
     def _work(self, role: Role) -> None:

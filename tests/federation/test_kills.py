@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
+from tacit.parties.credentials import load
 from tacit.parties.roles import SERVER, Role
 
 SETTINGS: dict[str, dict[str, str]] = {
@@ -83,7 +87,7 @@ def test_a_party_killed_at_any_moment_goes_on(scheme: str, part: int, parties: M
 def test_an_owner_that_never_comes_back_is_left_out_of_the_sum(parties: Make) -> None:
     run = parties(
         "secure-aggregation",
-        settings={"rounds": "30", "local_steps": "2", "deadline": "20"},
+        settings={"rounds": "200", "local_steps": "2", "deadline": "20"},
         patient=False,
     )
     run.start_all()
@@ -101,7 +105,7 @@ def test_an_owner_that_never_comes_back_is_left_out_of_the_sum(parties: Make) ->
 def test_below_the_threshold_the_run_ends_typed_and_goes_on_when_they_are_back(
     parties: Make,
 ) -> None:
-    settings = {"rounds": "12", "local_steps": "2", "deadline": "20"}
+    settings = {"rounds": "200", "local_steps": "2", "deadline": "20"}
     run = parties("secure-aggregation", settings=settings, patient=False)
     run.start_all()
     state = run.checkpoint
@@ -120,3 +124,52 @@ def test_below_the_threshold_the_run_ends_typed_and_goes_on_when_they_are_back(
     result = run.wait(DEADLINE)
     assert "error" not in result, result
     assert not state.exists(), "a finished run leaves nothing to go on with"
+
+
+def test_an_interrupted_coordinator_ends_no_member_s_run(parties: Make) -> None:
+    weights, _ = undisturbed(parties, "federated-averaging")
+    run = parties("federated-averaging", settings=SETTINGS["federated-averaging"])
+    run.start_all()
+    end = time.monotonic() + DEADLINE
+    while not run.checkpoint.exists():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    os.kill(run.running[SERVER].pid, signal.SIGINT)
+    for role in run.roles:
+        run.running[role].join(20)
+    if "KeyboardInterrupt" in run.said(SERVER):  # else it was done first
+        assert all("interrupted" in run.said(Role("owner", n)) for n in range(4))
+        run.start_all()
+        assert run.wait(DEADLINE).get("weights_sha256") == weights
+
+
+def test_a_coordinator_that_restarts_goes_on_without_who_is_gone(parties: Make) -> None:
+    settings = {"rounds": "400", "local_steps": "2", "deadline": "20"}
+    run = parties("secure-aggregation", settings=settings, patient=False)
+    run.start_all()
+    gone, restarted = Role("owner", 2), False
+
+    def disturb() -> None:
+        nonlocal restarted
+        if run.checkpoint.exists() and not restarted:
+            restarted = True
+            run.kill(gone)
+            run.kill(SERVER)
+            run.start(SERVER)
+
+    result = run.wait(DEADLINE, disturb)
+    assert restarted and "error" not in result, result
+    assert any("owner 2 did not take part" in said for said in result["warnings"])
+
+
+def test_a_member_s_answers_are_counted_by_its_key_and_not_by_its_certificate(
+    parties: Make,
+) -> None:
+    """A certificate that is renewed for the same key must not forget how many answers were given."""
+    run = parties("federated-averaging", count=2, settings={"rounds": "2"})
+    run.start_all()
+    assert "error" not in run.wait(DEADLINE)
+    place = run.place(Role("owner", 0))
+    who = hashlib.sha256(load(place.keys).key.public).hexdigest()[:16]
+    (count,) = [p for p in place.keys.glob("answers-*") if p.suffix != ".lock"]
+    assert count.name.endswith(who) and count.read_text().strip() == "3"

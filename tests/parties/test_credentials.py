@@ -592,7 +592,7 @@ def test_a_key_is_never_wider_even_for_a_moment(tmp_path: Path, monkeypatch: Any
 
     monkeypatch.setattr(os, "open", watch)
     issue_all(tmp_path, "hospitals", ROLES, coins=Coins())
-    keys = [entry for entry in opened if entry[0] in ("key.pem", "ca.key")]
+    keys = [entry for entry in opened if entry[0].startswith((".key.pem", ".ca.key"))]
     assert len(keys) == len(ROLES) + 1
     assert all(
         mode == 0o600 and flags & os.O_EXCL and flags & os.O_CREAT for _, flags, mode in keys
@@ -712,8 +712,18 @@ def test_days_have_bounds(tmp_path: Path, days: int) -> None:
 
 def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be one"):
         make_authority(tmp_path / "file", "hospitals", coins=Coins())
+
+
+def test_a_request_that_was_killed_after_its_key_is_made_from_that_key(tmp_path: Path) -> None:
+    folder = request(tmp_path, "clinics", ROLES[1], coins=Coins())
+    key = (folder / "key.pem").read_bytes()
+    (folder / "request.pem").unlink()
+    request(tmp_path, "clinics", ROLES[1], coins=Coins())
+    assert (folder / "key.pem").read_bytes() == key and (folder / "request.pem").exists()
+    with pytest.raises(ConfigError, match="never overwritten"):
+        request(tmp_path, "clinics", ROLES[1], coins=Coins())
 
 
 # --- request, sign, accept

@@ -44,8 +44,8 @@ def frames(seed: int, count: int = 20) -> Whole:
         kind = draw.choice(list(Kind))
         size = draw.choice([0, 0, 1, 7, 63, 64, 65, 500, draw.randrange(9000)])
         header = Header(
-            kind=kind, session=draw.randbytes(SESSION), sequence=number, seen=draw.getrandbits(64),
-            ticket=draw.getrandbits(64), number=draw.getrandbits(64), seconds=draw.random() * 1e3, length=size,
+            kind=kind, session=draw.randbytes(SESSION), sequence=number, seen=draw.getrandbits(62),
+            ticket=draw.getrandbits(62), number=draw.getrandbits(62), seconds=draw.random() * 1e3, length=size,
         )  # fmt: skip
         out.append((header, draw.randbytes(size)))
     return out
@@ -168,9 +168,12 @@ BAD = {
     "long data": (bad(56, struct.pack("<Q", LIMIT + 1)), f"announces {LIMIT + 1} bytes; at most"),
     "longest data": (bad(56, b"\xff" * 8), "announces 18446744073709551615 bytes"),
     "long word": (Header(kind=Kind.BYE).packed(CONTROL + 1), f"at most {CONTROL}"),
-    "NaN": (bad(48, struct.pack("<d", math.nan)), "a time that is none"),
-    "infinite": (bad(48, struct.pack("<d", math.inf)), "a time that is none"),
-    "negative": (bad(48, struct.pack("<d", -1.0)), "a time that is none"),
+    "NaN": (bad(48, struct.pack("<d", math.nan)), "a time or a number that cannot be"),
+    "infinite": (bad(48, struct.pack("<d", math.inf)), "a time or a number that cannot be"),
+    "long": (bad(48, struct.pack("<d", 1.1e9)), "a time or a number that cannot be"),
+    "ticket": (bad(32, struct.pack("<Q", 1 << 62)), "a time or a number that cannot be"),
+    "answers": (bad(40, struct.pack("<Q", 1 << 63)), "a time or a number that cannot be"),
+    "negative": (bad(48, struct.pack("<d", -1.0)), "a time or a number that cannot be"),
 }
 
 
@@ -192,7 +195,7 @@ def test_the_places_that_every_version_shares() -> None:
 def test_a_header_keeps_all_that_it_was_given() -> None:
     for header, _ in frames(7, 200):
         assert header_of(header.packed(header.length), LIMIT) == header
-    edge = Header(kind=Kind.DATA, sequence=2**64 - 1, seconds=1e300, length=LIMIT)
+    edge = Header(kind=Kind.DATA, sequence=2**62 - 1, seconds=1e9, length=LIMIT)
     assert header_of(edge.packed(LIMIT), LIMIT) == edge
     assert header_of(Header(kind=Kind.BYE).packed(CONTROL), 0).length == CONTROL
 

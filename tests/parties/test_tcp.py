@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random  # noqa: TID251 - of tests alone, seeded
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from tacit.core.wire import Message, decode, encode
 from tacit.parties.credentials import Credentials, folder_name, issue_all, load
 from tacit.parties.durable import DurableMember, FileStore, FileWitness
 from tacit.parties.faults import Fault, Harm, Way
+from tacit.parties.links import reactor
 from tacit.parties.links.frames import Header, Kind
 from tacit.parties.links.local import LocalHub
 from tacit.parties.links.reactor import Limits
@@ -359,17 +361,21 @@ def test_replies_that_nobody_asked_for_take_no_memory(parties: Parties) -> None:
         assert len(drained(hub._inbox)) <= 1
 
 
-def test_who_asks_for_words_and_reads_none_takes_no_memory(parties: Parties) -> None:
+def test_who_asks_for_words_and_reads_none_takes_no_memory(
+    parties: Parties, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reactor, "_BUFFER", 1 << 16)
     patient = Limits(heartbeat=0.2, patience=60.0)
     with (
         TcpHub(parties(SERVER), [A], (HOST, 0), limits=patient) as hub,
         by_hand(hub, parties) as there,
     ):
         ping = Header(kind=Kind.PING, session=there.session).packed(0)
-        for _ in range(150):
+        there.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        for _ in range(20):
             there.sock.sendall(ping * 1000)
         link = hub._links[A]
-        assert until(lambda: link.pipe is not None and time.monotonic() - link.pipe.heard > 0.1)
+        assert until(lambda: time.monotonic() - link.pipe.heard > 0.1, 20.0)
         assert len(link.pipe._out) < 100
 
 
@@ -378,8 +384,12 @@ def test_what_a_member_says_of_its_seconds_is_booked(parties: Parties) -> None:
         TcpHub(parties(SERVER), [A], (HOST, 0), limits=QUICK) as hub,
         by_hand(hub, parties) as there,
     ):
-        answered(hub, there, TOTAL, seconds=12.5)
-        assert hub.cost.total(role=A).seconds == 12.5
+        hub.post({A: add(1)})
+        header, _ = there.request()
+        time.sleep(0.2)
+        there.data(encode(Message("total", total=0)), ticket=header.ticket, seconds=0.125)
+        next(hub.replies(deadline=5.0))
+        assert hub.cost.total(role=A).seconds == 0.125
 
 
 # --- ends
@@ -426,7 +436,8 @@ def test_ctrl_c_in_the_coordinator_closes_all(parties: Parties) -> None:
         timer.start()
         list(one.hub.replies(deadline=10.0))
     timer.join()
-    assert one.join() == {A: None, B: None}
+    for error in one.join().values():  # an ordinary end would tell them that all was done
+        assert isinstance(error, PeerDropped) and "it was interrupted" in str(error)
 
 
 def test_closing_twice_and_using_what_is_closed(parties: Parties) -> None:

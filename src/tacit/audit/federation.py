@@ -32,12 +32,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 import tomllib
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +60,19 @@ from tacit.audit.train import (
 )
 from tacit.core.coins import Coins
 from tacit.core.cost import CostMeter
-from tacit.core.errors import ConfigError, DataError, UnknownName, WireError
+from tacit.core.errors import (
+    ConfigError,
+    DataError,
+    PeerDropped,
+    TooFewParties,
+    UnknownName,
+    WireError,
+)
 from tacit.core.files import alone, write_file
 from tacit.core.wire import Message, decode, encode
 from tacit.nn.data import DataSet, load
 from tacit.nn.federated import Collaborative, Progress, Shard, Task, silent
-from tacit.nn.local_work import load_parameters
+from tacit.nn.local_work import load_parameters, parameters_of
 from tacit.nn.spec import save_model
 from tacit.parties import credentials as certificates
 from tacit.parties.checkpoints import NOTHING, FileCheckpoint
@@ -354,7 +363,15 @@ def read_records(path: Path) -> Shard:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             inputs, labels = file["inputs"], file["labels"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DataError(
             f"{path} is no .npz file with arrays inputs (float32, one row a record) and labels (int64): {error}"
         ) from error
@@ -481,26 +498,26 @@ def coordinate(
     start = time.perf_counter()
     held = _credentials(federation, place.keys, federation.coordinator)
     task, data = task_for(federation, federation.coordinator)
-    if out is not None:
-        prepare(out, overwrite)
-    about = agreed(federation, scheme)
+    about = _about(federation, scheme, place)
     kept: _Answers | None = None
     if place.state is not None:
-        kept = _Answers(
-            FileCheckpoint(place.state / f"{about.hex()[:16]}.checkpoint", about), held.registry
-        )
+        name = federation.digest.hex()[:16]
+        kept = _Answers(FileCheckpoint(place.state / f"{name}.checkpoint", about), held.registry)
+    again = kept is not None and kept.file.path.exists()
+    if out is not None:
+        prepare(out, overwrite or again)  # what an unfinished run has written there is its own
     lock = nullcontext() if place.state is None else alone(place.state / "lock", wait=False)
     with (
         lock,
         one_thread(),
         noted_warnings() as said,
         TcpHub(
-            held, federation.owners, address or federation.address, about=about, limits=place.limits, shape=place.shape,
-            faults=place.faults, numbers=kept.numbers() if kept is not None else None, note=place.note,
+            held, federation.owners, address or federation.address, about=about, limits=_limits(place, task),
+            shape=place.shape, faults=place.faults, numbers=kept.numbers() if kept is not None else None, note=place.note,
         ) as hub,
     ):  # fmt: skip
         listening(hub.address)
-        hub.wait(deadline=place.wait)
+        _gather(hub, place, again=again)
         if kept is not None:
             kept.of = hub
         seat, checkpoint = _seat(held, place.secret_seed), kept or NOTHING
@@ -524,6 +541,7 @@ def join(
     records: Path | None = None,
     address: Address | None = None,
     out: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """An owner's process: answer the coordinator until it has ended.
 
@@ -535,6 +553,7 @@ def join(
         records: an .npz file with own records, where no data set is dealt.
         address: where the coordinator is, if not where the description says.
         out: folder for the finished model.
+        overwrite: replace a model that the folder holds.
 
     Raises:
         ConfigError: certificates of another federation or role, or no such party.
@@ -549,16 +568,17 @@ def join(
     held = _credentials(federation, place.keys, role)
     task, _ = task_for(federation, role, records)
     if out is not None:
-        prepare(out, overwrite=True)
-    seat, about = _seat(held, place.secret_seed), agreed(federation, scheme)
+        prepare(out, overwrite, ("model.safetensors",))
+    seat, about = _seat(held, place.secret_seed), _about(federation, scheme, place)
     member = scheme.members_of(task, seat)[role]
     with ExitStack() as stack:
         stack.enter_context(one_thread())
         mark, durable = None, DurableMember(member)
         if place.state is not None:
-            name = about.hex()[:16]  # of the run: another one begins with another state
-            # Beside the key, where a backup of the state does not reach; a new certificate begins a new count.
-            count = place.keys / f"answers-{name}-{held.fingerprint[:16]}"
+            name = federation.digest.hex()[:16]  # of the run: another one begins with another state
+            # Beside the key, where a backup of the state does not reach; a new key begins a new count.
+            who = hashlib.sha256(held.key.public).hexdigest()[:16]
+            count = place.keys / f"answers-{name}-{who}"
             stack.enter_context(alone(count.with_suffix(".lock"), wait=False))
             mark = place.state / f"{name}.ended"
             if mark.exists():
@@ -575,13 +595,41 @@ def join(
             )
         finished = serve_member(
             durable, held, address or federation.address, coordinator=federation.coordinator, about=about,
-            limits=place.limits, first=place.wait, shape=place.shape, faults=place.faults, note=place.note,
+            limits=_limits(place, task), first=place.wait, shape=place.shape, faults=place.faults, note=place.note,
         )  # fmt: skip
+        if finished is None:
+            raise PeerDropped(
+                f"{federation.coordinator} has ended before the run was finished: start both again, and it goes on"
+            )
+        if out is not None:
+            load_parameters(task.start, finished.arrays("model", like=parameters_of(task.start)))
+            save_model(task.start, task.input_shape, out / "model.safetensors")
         if mark is not None:
             write_file(mark, "")
-    if out is not None and finished is not None:
-        load_parameters(task.start, finished.arrays("model"))
-        save_model(task.start, task.input_shape, out / "model.safetensors")
+
+
+def _about(federation: Federation, scheme: Collaborative, place: Place) -> bytes:
+    """What is compared: who draws secrets from a seed takes part in no run whose parties do not."""
+    about = agreed(federation, scheme)
+    return about if place.secret_seed is None else hashlib.sha256(b"seeded" + about).digest()
+
+
+def _limits(place: Place, task: Task) -> Limits:
+    """What peers may do, with messages that are no larger than any that the task needs."""
+    parameters = sum(array.size for array in parameters_of(task.start))
+    records = 8 * max(task.records) * math.prod(task.input_shape)
+    most = (1 << 26) + 64 * parameters + records
+    return replace(place.limits, frame=min(place.limits.frame, most))
+
+
+def _gather(hub: TcpHub, place: Place, *, again: bool) -> None:
+    """Wait for the members; those of a run that goes on are missed for as long as any that is gone."""
+    try:
+        hub.wait(deadline=min(place.wait, place.limits.patience) if again else place.wait)
+    except TooFewParties as missed:
+        if not again or not missed.replied:
+            raise
+        place.note(f"going on with {', '.join(map(str, missed.replied))}: {missed}")
 
 
 def agreed(federation: Federation, scheme: Collaborative) -> bytes:

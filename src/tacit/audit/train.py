@@ -242,10 +242,12 @@ def noted_warnings() -> Iterator[list[str]]:
         yield said
 
 
-def prepare(out: Path, overwrite: bool) -> None:
+def prepare(
+    out: Path, overwrite: bool, names: Sequence[str] = ("model.safetensors", "run.json")
+) -> None:
     """Find out before the training whether its result can be kept."""
     make_folder(out)
-    for name in ("model.safetensors", "run.json"):
+    for name in names:
         path = out / name
         if path.is_dir():
             raise OutputError(

@@ -149,6 +149,7 @@ def join(
     delay: Delay = 0.0,
     bandwidth: Bandwidth = 0.0,
     out: Annotated[Path | None, typer.Option(help="Folder for the finished model.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a model in that folder.")] = False,
     secret_seed: SecretSeed = None,
 ) -> None:
     """Take part in a federation as one of its owners, until the coordinator has ended.
@@ -170,7 +171,8 @@ def join(
         wait=wait, secret_seed=secret_seed, note=say,
     )  # fmt: skip
     parties.join(
-        described, catalogue.scheme_of(described), who, place, records=records, address=_address(address), out=out
+        described, catalogue.scheme_of(described), who, place, records=records, address=_address(address), out=out,
+        overwrite=overwrite,
     )  # fmt: skip
     say(
         f"{who}: {described.name} has ended"

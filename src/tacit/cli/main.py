@@ -185,6 +185,8 @@ def train(
 ) -> None:
     """Train with one scheme, and say what is claimed and what it cost.
 
+    Schemes: centralised, federated-sgd, federated-averaging, local-dp, selective-sgd, secure-aggregation.
+
     With --out, a run that was killed goes on where it was when the same command is given again.
 
     For instance selective SGD on MNIST, thirty owners who share a hundredth of what they learn:

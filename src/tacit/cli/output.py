@@ -16,8 +16,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 
 
 def say(text: str) -> None:
-    """A line to standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """A line to standard error; what a peer may have put into it moves no terminal."""
+    shown = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    print(shown, file=sys.stderr, flush=True)
 
 
 def print_json(result: object) -> None:

@@ -73,7 +73,8 @@ class Message:
     def _field(self, name: str) -> Value:
         if name not in self.fields:
             raise WireError(
-                f"message {self.tag!r} lacks the field {name!r}; it has {', '.join(self.fields) or 'none'}"
+                f"message {self.tag!r} lacks the field {name!r}; it has "
+                + (", ".join(repr(own) for own in list(self.fields)[:8]) or "none")
             )
         return self.fields[name]
 

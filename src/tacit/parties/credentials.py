@@ -43,7 +43,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tacit.core.coins import Coins
-from tacit.core.errors import AuthenticationFailed, ConfigError, OutputError
+from tacit.core.errors import AuthenticationFailed, ConfigError
+from tacit.core.files import make_folder, write_file
 from tacit.crypto.keys import SigningKey, signing_key
 from tacit.parties.roles import SERVER, Role
 
@@ -157,11 +158,15 @@ def request(out: Path, federation: str, role: Role, *, coins: Coins) -> Path:
         ConfigError: a name is malformed, or a key is in place already.
     """
     name = _alternative(_uri(federation, role))
-    folder, key = out / folder_name(role), signing_key(coins)
+    folder = out / folder_name(role)
+    place, answer = folder / "key.pem", folder / "request.pem"
+    unfinished = place.exists() and not answer.exists()  # it was killed in between
+    key = _read_key(place) if unfinished else signing_key(coins)
     asked = x509.CertificateSigningRequestBuilder(_subject(str(role)))
     asked = asked.add_extension(name, critical=False)
-    _write_key(folder / "key.pem", key)
-    _write(folder / "request.pem", asked.sign(key.secret, None).public_bytes(pem.Encoding.PEM))
+    if not unfinished:
+        _write_key(place, key)
+    _write(answer, asked.sign(key.secret, None).public_bytes(pem.Encoding.PEM))
     return folder
 
 
@@ -654,17 +659,5 @@ def _write_key(path: Path, key: SigningKey) -> None:
 
 
 def _write(path: Path, content: bytes, *, secret: bool = False) -> None:
-    """Write a secret where nothing is yet; anything else beside its place, and move it there when it is whole."""
-    draft = path if secret else path.with_name(f".{path.name}.{os.getpid()}")
-    flags, mode = (os.O_EXCL, 0o600) if secret else (os.O_TRUNC, 0o644)
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | flags, mode), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror}): free space, or give another folder"
-        ) from error
+    make_folder(path.parent, private=True)
+    write_file(path, content, private=secret)

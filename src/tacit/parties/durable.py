@@ -7,7 +7,7 @@ member that was killed goes on where it stood.
 What is kept is sealed (AES-256-GCM, a random nonce each) under a key that does not lie beside it, and numbered: each entry
 names the digest of the one before. The number of the newest is also kept apart from it (`Witness`), and the coordinator
 remembers the highest that it met. A member whose state is older than either was restored from a backup: it could be made to
-answer other challenges from the same secrets, so it answers nothing and must be enrolled anew, with a new certificate.
+answer other challenges from the same secrets, so it answers nothing and must be enrolled anew, with a new key.
 
 **Leaks**: to who holds the store, the size of the state and the number of answers. A store and a witness that are both
 restored from the same backup are told from the truth by the coordinator alone: against a coordinator that colludes with who
@@ -199,7 +199,7 @@ class DurableMember:
             raise CheatingDetected(
                 f"the state that was found is of answer {self.number}, but {newest} were given: it was lost, or restored "
                 "from a backup. Going on could tell the coordinator what one answer alone would not: enrol this member "
-                "anew, with a new certificate and an empty state"
+                "anew, with a new key, a new certificate and an empty state"
             )
         if self.number > newest:  # it was killed between the two, and its reply has not left so far
             self.witness.note(self.number)

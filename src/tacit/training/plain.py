@@ -101,6 +101,7 @@ def train_on_collected(
     learning_rate: float,
     seed: int,
     progress: Progress,
+    classes: int | None = None,
 ) -> None:
     """The server's part: collect all records, train ``model`` in place by mini-batch SGD, hand it out.
 
@@ -121,6 +122,9 @@ def train_on_collected(
             raise DataError(
                 f"the records of {role} hold values that are not finite: clean them first"
             )
+        low, high = (int(edge(labels[-1], initial=0)) for edge in (np.min, np.max))
+        if classes is not None and not 0 <= low <= high < classes:
+            raise DataError(f"the labels of {role} must be from 0 to {classes - 1}")
     with hub.cost.timed(hub.coordinator):
         fit(
             model,
@@ -202,6 +206,7 @@ class Centralised:
             learning_rate=self.learning_rate,
             seed=task.seed,
             progress=progress,
+            classes=task.classes,
         )
         return Run(
             output=Opened(model, (SERVER, *task.owners)),

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -519,7 +518,7 @@ class FlowerHub:
                 f"{what} belongs to another request ({', '.join(wrong)}): it was replayed or swapped"
             )
         seconds = head.fields.get("seconds")
-        if not isinstance(seconds, float) or not 0 <= seconds < math.inf:
+        if not isinstance(seconds, float) or not 0 <= seconds <= 1e9:
             raise WireError(f"{what} does not say how long it took")
 
     def _check_number(self, role: Role, ticket: int, head: Message) -> None:
@@ -532,7 +531,7 @@ class FlowerHub:
         if number < newest:
             raise CheatingDetected(
                 f"the state of {role} is of answer {number}, but {newest} were seen: it was restored from a backup. Enrol "
-                "this member anew, with a new certificate and an empty state"
+                "this member anew, with a new key, a new certificate and an empty state"
             )
         self.numbers[role], self._newest[role] = number, max(ticket, self._newest[role])
 

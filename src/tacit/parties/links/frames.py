@@ -13,7 +13,6 @@ The first six bytes have this place in every version, so that two versions can t
 
 from __future__ import annotations
 
-import math
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -99,8 +98,8 @@ def header_of(head: bytes | bytearray | memoryview, limit: int) -> Header:
     most = limit if kind == Kind.DATA else CONTROL
     if length > most:
         raise WireError(f"a frame announces {length} bytes; at most {most} are taken")
-    if not 0 <= seconds < math.inf:
-        raise WireError("a frame with a time that is none")
+    if not 0 <= seconds <= _SECONDS or max(counts) >= _COUNTS:
+        raise WireError("a frame with a time or a number that cannot be")
     sequence, seen, ticket, number = counts
     return Header(
         kind=Kind(kind), session=session, sequence=sequence, seen=seen, ticket=ticket, number=number, seconds=seconds,
@@ -109,6 +108,8 @@ def header_of(head: bytes | bytearray | memoryview, limit: int) -> Header:
 
 
 _KINDS = frozenset(Kind)
+_COUNTS = 1 << 62  # fits where it is kept
+_SECONDS = 1e9
 
 
 class FrameReader:

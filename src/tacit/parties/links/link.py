@@ -317,7 +317,7 @@ class Link:
             self._refused += 1
             if self._refused == _REFUSALS:  # sending the same again will not help
                 self.ended(self, error)
-            raise error
+            raise error if isinstance(error, ProtocolError) else ProtocolError(str(error))
         if header.session != self.session:
             raise ProtocolError(f"{self.peer} sent a frame of another session")
         self._trim(header.seen)
@@ -362,6 +362,14 @@ class Link:
                 self.unseen -= len(payload)
                 self._refused = 0
             self.room.notify_all()
+
+    def settle(self, ticket: int) -> None:
+        """A reply stands for having seen what it answers, and all before that."""
+        with self.room:
+            places = [n for n, (header, _) in enumerate(self._outbox) if header.ticket == ticket]
+            for _ in range(places[-1] + 1 if places else 0):
+                _, payload = self._outbox.popleft()
+                self.unseen -= len(payload)
 
     def word(self, kind: Kind, payload: bytes = b"") -> None:
         """Send a frame that is no message; nothing after the goodbye."""

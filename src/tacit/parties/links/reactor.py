@@ -38,6 +38,7 @@ from tacit.parties.star import Seconds, refusal
 
 _TOGETHER = 1 << 14  # a payload up to this travels in one piece with its header
 _TURN = 1 << 22  # bytes that one pipe may read before others have their turn
+_FRAME = 1 << 12  # as many bytes' worth of the turn is each frame
 _BUFFER = 1 << 22
 _AHEAD = 1 << 16
 _RECORD = 1 << 14  # what TLS gives at once at most
@@ -254,7 +255,7 @@ class Pipe:
         reactor: whose loop moves its bytes.
         sock: connected; TLS has shaken hands.
         limit: the largest DATA frame that is taken.
-        on_frame: told of each frame, in the loop; a `ProtocolError` that it raises ends the pipe.
+        on_frame: told of each frame, in the loop; an error that it raises ends the pipe.
         on_end: told once, why the pipe ended, in the loop.
     """
 
@@ -270,6 +271,7 @@ class Pipe:
     _reader: FrameReader = field(init=False)
     _paused: bool = field(init=False, default=False)
     _writing: bool = field(init=False, default=False)
+    _again: bool = field(init=False, default=False)  # more is to be read when others had their turn
 
     def __post_init__(self) -> None:
         self.heard = time.monotonic()
@@ -366,7 +368,7 @@ class Pipe:
                 self._writing = bool(self._out)
             if not self._writing:
                 self._watch()
-        if events & selectors.EVENT_READ:
+        if events & selectors.EVENT_READ and not self._again:
             self._read()
 
     def _flush(self) -> None:
@@ -385,7 +387,7 @@ class Pipe:
             out.clear()
 
     def _read(self) -> None:
-        budget = _TURN
+        budget, self._again = _TURN, False
         try:
             while budget > 0 and not self.closed and not self._paused:
                 with self._lock:
@@ -394,9 +396,10 @@ class Pipe:
                     count = self.sock.recv_into(self._reader.space)
                 if not count:
                     raise PeerDropped("the connection was closed")
-                budget -= count
                 self.heard = time.monotonic()
-                for header, payload in self._reader.filled(count):
+                frames = self._reader.filled(count)
+                budget -= count + _FRAME * len(frames)
+                for header, payload in frames:
                     self.on_frame(header, payload)
                 if count < _RECORD and not self._pending():
                     return  # the selector will say when there is more
@@ -408,8 +411,11 @@ class Pipe:
             self.close(PeerDropped(f"the connection broke ({error.strerror or error})"))
         except ProtocolError as error:
             self._refuse(error)
+        except Exception as error:  # of whatever a peer sent: it ends this connection and no other
+            self.close(ProtocolError(f"what came could not be taken ({type(error).__name__})"))
         else:
-            if budget <= 0:
+            if budget <= 0 and not self._again:
+                self._again = True
                 self.reactor.call(self._read)  # others first
 
     def _pending(self) -> bool:

@@ -81,6 +81,27 @@ def unheard(text: str) -> None:
     """Notes that nobody reads."""
 
 
+@dataclass(slots=True)
+class Few:
+    """Passes on a few notes a second and counts the others: whoever connects must not fill a log."""
+
+    note: Note
+    each: int = 5
+    _second: int = 0
+    _said: int = 0
+
+    def __call__(self, text: str) -> None:
+        """Pass it on, or count it."""
+        now = int(time.monotonic())
+        if now != self._second:
+            left, self._second, self._said = self._said - self.each, now, 0
+            if left > 0:
+                self.note(f"and {left} more of the same kind")
+        self._said += 1
+        if self._said <= self.each:
+            self.note(text)
+
+
 def listen(address: Address) -> socket.socket:
     """A socket that listens; port 0 for any that is free.
 
@@ -94,7 +115,7 @@ def listen(address: Address) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.listen(1024)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         sock.close()
         raise ConfigError(
             f"{host}:{port} cannot be listened on ({getattr(error, 'strerror', None) or error}): is another coordinator "
@@ -110,6 +131,7 @@ class _Asked:
     payload: bytes = field(repr=False)
     depth: int
     answered: bool = False  # the reply is there
+    since: float = field(default_factory=time.monotonic)
 
 
 class TcpHub:
@@ -164,7 +186,7 @@ class TcpHub:
         self._limits = limits or Limits()
         self._faults = Faults(tuple(faults))
         self._faults.check(members)
-        self._note = note
+        self._note = few = Few(note)
         self._cost = CostMeter()
         self._view = View(self._role, recording)
         self._tickets = 0
@@ -187,7 +209,7 @@ class TcpHub:
         }
         self._acceptor = Acceptor(
             self._reactor, listening, context, self._limits, self._hello,
-            lambda why: note(f"a connection was refused: {why}"),
+            lambda why: few(f"a connection was refused: {why}"),
         )  # fmt: skip
         keep_beating(self._reactor, self._limits, lambda: list(self._links.values()))
         self._reactor.later(self._limits.patience / 4, self._look_around)
@@ -299,9 +321,8 @@ class TcpHub:
         depth = self._depth[role] = max(self._depth[role], asked.depth)
         self._cost.chain(depth + 1)
         self._depth[self._role] = max(self._depth[self._role], depth + 1)
-        self._cost.book(
-            role, messages=1, sent=size, received=len(asked.payload), seconds=came.seconds
-        )
+        seconds = min(came.seconds, time.monotonic() - asked.since)  # its word, within reason
+        self._cost.book(role, messages=1, sent=size, received=len(asked.payload), seconds=seconds)
         self._cost.book(self._role, received=size)
         try:
             message = decode(came.payload)
@@ -322,11 +343,11 @@ class TcpHub:
     def _hello(self, sock: socket.socket, header: Header, payload: Payload) -> None:
         try:
             role, hello = admit(sock, header, payload, self._credentials, self._links, self._about)
-            number, link = hello.integer("number", low=0), self._links[role]
+            number, link = hello.integer("number", low=0, high=1 << 62), self._links[role]
             if number < self.numbers[role]:
                 cheating = CheatingDetected(
                     f"{role} has the state of answer {number}, but gave {self.numbers[role]}: it was restored from a "
-                    "backup, or lost. Enrol it anew, with a new certificate"
+                    "backup, or lost. Enrol it anew, with a new key and certificate"
                 )
                 if link.pipe is None:
                     self._give_up(role, cheating)
@@ -351,11 +372,12 @@ class TcpHub:
     def _came(self, came: Came | Gone) -> None:
         with self._lock:
             asked = self._open[came.peer].get(came.ticket)
-            if isinstance(came, Came):
-                self.numbers[came.peer] = max(self.numbers[came.peer], came.number)
             if asked is None or asked.answered:
                 return  # or who sends what nobody asked for would fill the memory
             asked.answered = True
+            if isinstance(came, Came):
+                self.numbers[came.peer] = max(self.numbers[came.peer], came.number)
+        self._links[came.peer].settle(came.ticket)
         self._inbox.put(came)
 
     def _lost(self, link: Link, why: Exception) -> None:
@@ -405,8 +427,10 @@ class TcpHub:
 
 def last_word(error: BaseException | None) -> Exception | None:
     """What others are told of the error that ended a party: of one that is not tacit's its name, which holds no secret."""
-    if error is None or isinstance(error, (TacitError, KeyboardInterrupt)):
-        return error if isinstance(error, TacitError) else None
+    if error is None or isinstance(error, TacitError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return PeerDropped("it was interrupted")
     return PeerDropped(f"it ended with {type(error).__name__}")
 
 
@@ -550,12 +574,12 @@ class Upstream:
         self._own = reactor is None
         self._reactor = reactor or Reactor(f"{credentials.role} link", devoted=shape is not None)
         self.inbox: queue.SimpleQueue[Came | Gone] = queue.SimpleQueue()
+        self._waiting = 0  # bytes of it
         self._down = threading.Event()
         self._over = threading.Event()
         self._changing = threading.Lock()  # of _over and the link's connection
         self.link = Link(
-            peer, self._reactor, self._limits, deliver or self.inbox.put, self._lost, self._ended, shape, eager,
-            lasting,
+            peer, self._reactor, self._limits, deliver or self._take, self._lost, self._ended, shape, eager, lasting,
         )  # fmt: skip
         if self._own:
             keep_beating(self._reactor, self._limits, lambda: [self.link])
@@ -586,8 +610,8 @@ class Upstream:
                 self._connect()
             except _Final as final:
                 return link.give_up(final.error)
-            except (OSError, ProtocolError) as error:
-                if time.monotonic() - since > patience:
+            except (OSError, ProtocolError, UnicodeError) as error:
+                if time.monotonic() - since > patience or isinstance(error, UnicodeError):
                     why = explain(error) if isinstance(error, ssl.SSLError) else str(error)
                     said = f"{link.peer} at {host} could not be reached for {patience:g} s: {why}"
                     return link.give_up(PeerDropped(said))
@@ -670,13 +694,25 @@ class Upstream:
             there = 0
         return there
 
+    def _take(self, came: Came | Gone) -> None:
+        if isinstance(came, Came):
+            with self.link.room:
+                self._waiting += len(came.payload)
+                if self._waiting > max(self._limits.window, self._limits.frame):
+                    raise ProtocolError(f"{came.peer} asks for more than can be taken at once")
+        self.inbox.put(came)
+
     def get(self) -> Came | Gone:
         """The next message, or the news that the other side is gone."""
         while True:
             try:
-                return self._reactor.get(self.inbox, 60.0)
+                came = self._reactor.get(self.inbox, 60.0)
             except queue.Empty:
                 continue
+            if isinstance(came, Came):
+                with self.link.room:
+                    self._waiting -= len(came.payload)
+            return came
 
     def close(self, error: Exception | None = None) -> None:
         """Say goodbye, with the reason where there is one, and end."""

@@ -33,6 +33,7 @@ from tacit.parties.links.link import Came, Gone, Link, Shape, keep_beating
 from tacit.parties.links.reactor import Acceptor, Limits, Payload, Pipe, Reactor
 from tacit.parties.links.tcp import (
     Address,
+    Few,
     Note,
     Upstream,
     admit,
@@ -231,7 +232,7 @@ def run_party(  # noqa: PLR0913 - what a party's process needs, each by name
         PeerDropped: a peer is gone, or was never there.
         Exception: whatever the party's function raises; the others learn that it ended.
     """
-    role, limits = credentials.role, limits or Limits()
+    role, limits, note = credentials.role, limits or Limits(), Few(note)
     if role not in addresses:
         raise ConfigError(f"{role} has no address; those of {', '.join(map(str, addresses))} do")
     if unknown := [peer for peer in addresses if peer not in credentials.registry]:

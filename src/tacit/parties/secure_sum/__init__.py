@@ -23,7 +23,7 @@ Steps. A member answers each wave of each round once, and never an earlier one.
 * R2 MaskedInput. u opens the shares that were sealed for it, quantises x_u to integers below 2^bits, and sends y_u =
   x_u + PRG(b_u) + sum_{v in U2: u<v} PRG(k'_uv) - sum_{v in U2: u>v} PRG(k'_uv) mod 2^width, width bits a value, where
   k'_uv = HMAC(k_uv, model): see below.
-* R3 ConsistencyCheck, active variant only. u signs U3 as the server tells it.
+* R3 ConsistencyCheck, active variant only. u signs U3 as the server tells it, with the session's name and everybody's keys.
 * R4 Unmask. u gets U3 (active: with at least t signatures on that very list), and this one list decides: of v in U3 it
   returns its share of b_v, of v in U2 \ U3 its share of q_v. Never both, never twice. The server recovers b_v, and the
   k_vu of those who dropped out from their E(q_v; .), and takes the masks away.

@@ -170,7 +170,8 @@ class Agreement:
         for name, own in self.fields().items():
             theirs = request.fields.get(name)
             if type(theirs) is not type(own) or theirs != own:
-                said = str(theirs)[:40]
+                huge = isinstance(theirs, int) and theirs.bit_length() > 64
+                said = "a huge number" if huge else repr(theirs)[:40]
                 raise ProtocolError(
                     f"this member agreed on {name} = {own!r}, the server says {said}: give all the same settings"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,6 +140,7 @@ class SecureAggregationMember:
         self._session = b""
         self._key: keys.KeyPair | None = None
         self._holders, self._pairs, self._known = _nobody()
+        self._roll = b""  # digest of everybody's keys
         self._own: _Own | None = None
         self._opened: _Opened | None = None
         self._signed: tuple[int, bytes] | None = None
@@ -196,6 +198,7 @@ class SecureAggregationMember:
         self._session = session
         self._key = keys.generate(self._coins.child(f"key {session.hex()}"))
         self._holders, self._pairs, self._known = _nobody()
+        self._roll = b""
         self._own = self._opened = self._signed = None
         signature = b""
         if self._identity is not None:
@@ -235,6 +238,9 @@ class SecureAggregationMember:
                 )
         if len(np.unique(public[known], axis=0)) < known.sum():
             raise CheatingDetected("two members are said to have the same key")
+        # A server may give two sessions one name, but honest members draw their keys anew.
+        roll = hashlib.sha256(holders.tobytes() + known.tobytes())
+        roll.update(np.where(known[:, None], public, 0).astype(np.uint8).tobytes())
         digest = agreement.digest(self._session)
         pairs = np.zeros((size, 96), np.uint8)
         for place in np.flatnonzero(known):
@@ -247,6 +253,7 @@ class SecureAggregationMember:
             secret = HKDF(SHA256(), 96, None, info).derive(keys.agree(key, other))
             pairs[place] = np.frombuffer(secret, np.uint8)
         self._holders, self._known, self._pairs = np.array(holders), np.array(known), pairs
+        self._roll = roll.digest()
 
     @property
     def _place(self) -> int:
@@ -402,8 +409,9 @@ class SecureAggregationMember:
     # R3
 
     def _said_of_survivors(self, round: int, survivors: Flags) -> bytes:
-        head = b"survivors" + self.agreement.digest(self._session) + round.to_bytes(8, "little")
-        return head + survivors.tobytes()
+        """The agreement, the session by its name and by everybody's keys, which are fresh, the round, and the list."""
+        head = b"survivors" + self.agreement.digest(self._session) + self._roll
+        return head + round.to_bytes(8, "little") + survivors.tobytes()
 
     def _consistency_check(self, request: Message, round: int) -> Message:
         """[6] R3: a signature on the list of survivors; it will unmask for no other.
@@ -497,6 +505,7 @@ class SecureAggregationMember:
                 holders=self._holders,
                 pairs=self._pairs,
                 known=self._known,
+                roll=self._roll,
                 own=-1 if own is None else own.round,
                 secrets=np.zeros((2, SEED), np.uint8) if own is None else own.secrets,
                 seeds=np.zeros((size, SEED), np.uint8) if own is None else own.seeds,
@@ -543,10 +552,10 @@ class SecureAggregationMember:
             np.array(m.array("senders", dtype="?", shape=(size,)), np.bool_),
             np.array(m.array("shares", dtype="<u8", shape=(size, 2, shamir.LIMBS)), np.uint64),
         )
-        said = m.blob("list")
+        said, roll = m.blob("list"), m.blob("roll")
         self._newest, self._session = newest, session
         self._key = keys.key_pair_from(secret) if secret else None
-        self._holders, self._pairs, self._known = holders, pairs, known
+        self._holders, self._pairs, self._known, self._roll = holders, pairs, known, roll
         self._own = of_own if own >= 0 else None
         self._opened = of_others if opened >= 0 else None
         self._signed = (signed, said) if signed >= 0 else None
