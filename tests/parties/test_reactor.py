@@ -123,11 +123,18 @@ def test_several_threads_may_close_it() -> None:
 def test_a_defect_in_the_loop_is_raised_by_who_waits(leads: bool) -> None:
     with reactors() as (loop,):
         inbox: queue.SimpleQueue[int] = queue.SimpleQueue()
-        waiting = Running(lambda: [loop.get(inbox, 30.0) for _ in range(1 + leads)])
-        if leads:  # after the first of them, the loop's own thread has given way
-            time.sleep(0.05)
+
+        def wait() -> None:
+            while True:
+                loop.get(inbox, 30.0)
+
+        def led() -> bool:  # after one of a few messages, the loop's own thread has given way
             loop.call(lambda: inbox.put(1))
-            assert until(lambda: loop._leader == waiting.thread.ident)
+            time.sleep(0.01)
+            return loop._leader == waiting.thread.ident
+
+        waiting = Running(wait)
+        assert not leads or until(led)
         start = time.monotonic()
         loop.call(lambda: 1 // 0)
         assert isinstance(waiting.join(), ZeroDivisionError) and time.monotonic() - start < 1.0

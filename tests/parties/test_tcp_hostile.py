@@ -309,9 +309,9 @@ def test_who_shows_no_certificate_is_refused(honest: Star, federation: Path) -> 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.load_verify_locations(federation / "authority" / "ca.pem")
-    with context.wrap_socket(socket.create_connection(honest.hub.address, timeout=5)) as tls:
-        with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
-            tls.recv(1)
+    tls = context.wrap_socket(socket.create_connection(honest.hub.address, timeout=5))
+    with tls, pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
+        tls.recv(1)
     assert until(lambda: any("showed no certificate" in note for note in honest.notes))
 
 
