@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from tacit.core import wire
 from tacit.core.coins import Coins
 from tacit.core.errors import WireError
-from tacit.core.wire import Message, decode, encode
+from tacit.core.wire import Message, decode, encode, encode_view
 
 DTYPES = ("<f4", "<f8", "u1", "<u2", "<u4", "<u8", "i1", "<i2", "<i4", "<i8", "?", "<f2")
 
@@ -498,3 +498,14 @@ def test_lists_of_too_many_values_are_refused_at_both_ends_and_a_link_can_lower_
     frame = encode(Message("t", x=b"12345"))
     with pytest.raises(WireError, match="at most 8"):
         decode(frame, limit=8)
+
+
+@pytest.mark.parametrize("size", [0, 10, (1 << 20) - 64, 1 << 20, 3_000_001])
+def test_a_frame_for_a_link_is_the_same_frame(size: int) -> None:
+    message = Message("m", a=np.arange(size, dtype=np.uint8), b=[b"x" * size, 3], text="t")
+    view = encode_view(message)
+    assert bytes(view) == encode(message) and memoryview(view).readonly
+    array = decode(view).array("a")
+    assert (
+        not array.flags.writeable and array.tobytes() == np.arange(size, dtype=np.uint8).tobytes()
+    )

@@ -184,13 +184,39 @@ def encode(message: Message) -> bytes:
     Raises:
         WireError: a field is of a kind that the wire does not carry, or a frame is larger than `MAX_FRAME`.
     """
+    parts, _ = _encode(message)
+    return b"".join(parts)
+
+
+_LARGE = 1 << 20
+
+
+def encode_view(message: Message) -> bytes | memoryview:
+    """`encode`, for links: a large frame is put together while other threads go on, and comes as a read-only view.
+
+    Raises:
+        WireError: as `encode`.
+    """
+    parts, size = _encode(message)
+    if size < _LARGE:
+        return b"".join(parts)
+    frame, at = np.empty(size, np.uint8), 0
+    for part in parts:
+        count = part.nbytes if isinstance(part, memoryview) else len(part)
+        frame[at : at + count] = np.frombuffer(part, np.uint8)  # numpy lets others run meanwhile
+        at += count
+    return frame.data.toreadonly()
+
+
+def _encode(message: Message) -> tuple[list[Part], int]:
+    """The parts of a frame, and its size."""
     try:
-        return _encode(message)
+        return _parts(message)
     except UnicodeEncodeError:
         raise WireError("text that is not valid Unicode: it holds a lone surrogate") from None
 
 
-def _encode(message: Message) -> bytes:
+def _parts(message: Message) -> tuple[list[Part], int]:
     tag = message.tag.encode()
     if not 0 < len(tag) < 256 or len(message.fields) > MAX_FIELDS:
         raise WireError(f"a tag has 1 to 255 bytes and a message at most {MAX_FIELDS} fields")
@@ -208,7 +234,7 @@ def _encode(message: Message) -> bytes:
             raise WireError(f"field {name!r}: the frame grows past {MAX_FRAME} bytes")
     if len(parts) > MAX_ITEMS and sum(map(_items, message.fields.values())) > MAX_ITEMS:
         raise WireError(f"more than {MAX_ITEMS} values in lists; send arrays")
-    return b"".join(parts)
+    return parts, size
 
 
 def _items(value: Value) -> int:

@@ -331,9 +331,8 @@ class Link:
             with self.room:
                 self.arrived = max(self.arrived, header.ticket)
                 self.room.notify_all()
-            if (
-                header.kind is Kind.PING and not pipe.busy
-            ):  # or who reads nothing would fill the memory
+            # Answers to who reads nothing would fill the memory.
+            if header.kind is Kind.PING and not pipe.busy:
                 self.word(Kind.PONG)
         else:
             raise WireError(f"{self.peer} sent {header.kind.name} in the middle of a session")

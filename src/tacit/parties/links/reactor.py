@@ -6,7 +6,8 @@ it.
 
 A thread of its own runs the loop, so that bytes move while the party computes. But a change of threads costs more than a
 small message: so whoever sends tries the socket first, under the pipe's lock, and a party that waits for a message runs
-the loop itself until it has come (`Reactor.get`). The loop's own thread takes over a few milliseconds after nobody does.
+the loop itself until it has come (`Reactor.get`), without sleeping for a moment where the last one came at once. The loop's
+own thread takes over a few milliseconds after nobody does.
 
 Who has not shown a certificate is given little: a limited number of connections at once, of which the oldest gives way, and
 a limited time.
@@ -43,6 +44,8 @@ _BUFFER = 1 << 22
 _AHEAD = 1 << 16
 _RECORD = 1 << 14  # what TLS gives at once at most
 _REST = 0.002  # seconds
+_SPIN = 0.0002  # seconds
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _FULL = (errno.ENFILE, errno.EMFILE)
 
 T = TypeVar("T")
@@ -103,6 +106,7 @@ class Reactor:
         self._wanted = False  # somebody waits, and would rather run it
         self._left = 0.0  # when somebody last did
         self._turns = 0  # how often somebody did
+        self._brisk = False  # what was waited for came at once
         self._stir = threading.Event()  # the thread may be needed
         self._ended = False
         self.error: Exception | None = None  # of a defect: whoever waits raises it
@@ -169,11 +173,16 @@ class Reactor:
             start = time.monotonic()
             try:
                 self._leader, self._turns = threading.get_ident(), self._turns + 1
+                if self._brisk:  # to sleep and be woken would take longer than what is waited for
+                    spun = start + _SPIN
+                    while inbox.empty() and time.monotonic() < spun and not self._ended:
+                        self._once(0.0)
                 while inbox.empty() and left > 0 and not self._ended and self.error is None:
                     self._once(left)
                     left = end - time.monotonic()
             finally:
                 self._leader, self._left = 0, time.monotonic()
+                self._brisk = _CORES > 1 and self._left - start < 2 * _SPIN
                 self._lead.release()
                 if self._tasks or self._left - start > _REST:
                     self._stir.set()
@@ -390,18 +399,11 @@ class Pipe:
         budget, self._again = _TURN, False
         try:
             while budget > 0 and not self.closed and not self._paused:
-                with self._lock:
-                    if self.closed:
-                        return
-                    count = self.sock.recv_into(self._reader.space)
-                if not count:
-                    raise PeerDropped("the connection was closed")
-                self.heard = time.monotonic()
-                frames = self._reader.filled(count)
+                frames, count, more = self._received()
                 budget -= count + _FRAME * len(frames)
                 for header, payload in frames:
                     self.on_frame(header, payload)
-                if count < _RECORD and not self._pending():
+                if not more:
                     return  # the selector will say when there is more
         except Again:
             return
@@ -418,9 +420,32 @@ class Pipe:
                 self._again = True
                 self.reactor.call(self._read)  # others first
 
-    def _pending(self) -> bool:
-        """TLS holds bytes that the selector does not see."""
-        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
+    def _received(self) -> tuple[list[tuple[Header, Payload]], int, bool]:
+        """What can be read at once, up to some frames: these, how many bytes, and whether there may be more.
+
+        Raises:
+            PeerDropped: the other side has closed.
+            OSError, WireError: the connection broke, or what came is no frame.
+        """
+        reader, sock, total = self._reader, self.sock, 0
+        frames: list[tuple[Header, Payload]] = []
+        more = True
+        with self._lock:
+            while more and not frames and total < _TURN and not self.closed:
+                try:
+                    count = sock.recv_into(reader.space)
+                except Again:
+                    more = False
+                    break
+                if not count:
+                    raise PeerDropped("the connection was closed")
+                total += count
+                frames = reader.filled(count)
+                if count < _RECORD:  # TLS may hold bytes that the selector does not see
+                    more = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        if total:
+            self.heard = time.monotonic()
+        return frames, total, more and not self.closed
 
     def _refuse(self, error: ProtocolError) -> None:
         if isinstance(error, WireError):

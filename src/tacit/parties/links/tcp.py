@@ -39,7 +39,7 @@ from tacit.core.errors import (
     TooFewParties,
     WireError,
 )
-from tacit.core.wire import Message, decode, encode
+from tacit.core.wire import Message, decode, encode, encode_view
 from tacit.parties.credentials import (
     Credentials,
     client_context,
@@ -128,7 +128,7 @@ def listen(address: Address) -> socket.socket:
 class _Asked:
     """A request whose reply nobody has taken so far."""
 
-    payload: bytes = field(repr=False)
+    payload: Payload = field(repr=False)
     depth: int
     answered: bool = False  # the reply is there
     since: float = field(default_factory=time.monotonic)
@@ -270,11 +270,12 @@ class TcpHub:
             raise ConfigError(
                 f"no member is {strangers[0]}; members are {', '.join(map(str, self._members))}"
             )
-        frames: dict[Role, bytes] = {}
-        last, frame = None, b""
+        frames: dict[Role, Payload] = {}
+        last: Message | None = None
+        frame: Payload = b""
         for role, message in requests.items():
             if message is not last:  # a broadcast is encoded once
-                frame, last = encode(message), message
+                frame, last = encode_view(message), message
             self._links[role].check(len(frame))
             frames[role] = frame
         ticket = Ticket(self._tickets)
@@ -282,7 +283,8 @@ class TcpHub:
         depth = self._depth[self._role] + 1
         self._cost.chain(depth)
         for role, frame in frames.items():
-            self._view.send(role, ticket, frame)
+            if self._view.recording.level > Level.COUNTS:
+                self._view.send(role, ticket, bytes(frame))
             fault = self._faults.meet(role, Way.REQUEST) if self._faults.script else None
             with self._lock:
                 self._open[role][ticket] = _Asked(frame, depth)
@@ -820,12 +822,12 @@ def serve_member(  # noqa: PLR0913 - what a member's process needs, each by name
         raise
 
 
-def _answer(member: DurableMember, payload: Payload, link: Link) -> tuple[Message, bytes]:
+def _answer(member: DurableMember, payload: Payload, link: Link) -> tuple[Message, Payload]:
     """The request and the reply; what is no message, or makes none that can be sent, is answered by a refusal."""
     request = Message("unread")
     try:
         request = decode(payload)
-        answer = encode(member.handle(request))
+        answer = encode_view(member.handle(request))
         link.check(len(answer))
     except WireError as error:
         answer = encode(refusal(error))

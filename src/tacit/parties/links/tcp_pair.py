@@ -26,7 +26,7 @@ from tacit.core.errors import (
     ProtocolError,
     WireError,
 )
-from tacit.core.wire import Array, Message, decode, encode
+from tacit.core.wire import Array, Message, decode, encode_view
 from tacit.parties.credentials import Credentials, server_context
 from tacit.parties.links.frames import Header, Kind
 from tacit.parties.links.link import Came, Gone, Link, Shape, keep_beating
@@ -111,7 +111,7 @@ class LinkChannel:
             DeadlineExceeded: the peer takes too little, and the window is full.
             WireError: it is larger than a message may be.
         """
-        frame = encode(Message(tag, arrays=arrays))
+        frame = encode_view(Message(tag, arrays=arrays))
         books, link = self.books, self.link
         link.check(len(frame))
         end = time.monotonic() + books.deadline
@@ -131,7 +131,8 @@ class LinkChannel:
         depth = books.depth + 1
         books.cost.chain(depth)
         books.cost.book(books.role, messages=1, sent=len(frame), under=books.label)
-        books.view.send(self.peer, self._sent, frame)
+        if books.view.recording.level > Level.COUNTS:
+            books.view.send(self.peer, self._sent, bytes(frame))
         self._sent += 1
         link.post(frame, ticket=depth)
 
