@@ -1684,6 +1684,28 @@ def test_a_signature_on_the_list_that_is_forged_or_borrowed_is_refused(
         aggregate(session, [], round=1)
 
 
+def test_signatures_of_another_run_under_the_same_session_name_are_refused(
+    active: Agreement,
+) -> None:
+    """The server names sessions, and may give two the same name; honest members' keys are fresh in each."""
+    kept: list[np.ndarray] = []
+
+    def keep(number: int, request: Message) -> Message:
+        if request.tag == "unmask" and not kept:
+            kept.append(np.array(request.array("signatures")))
+        return request
+
+    def borrow(number: int, request: Message) -> Message:
+        return changed(request, signatures=kept[0]) if request.tag == "unmask" else request
+
+    first = aggregate(opened(LocalHub(between_all(active, keep)), active), [], round=0)
+    assert len(first.survivors) == 5
+    anew = between_all(active, borrow, seed="another run")
+    session = opened(LocalHub(anew), active)  # the same coins at the server: the same name
+    with pytest.raises(TooFewParties, match="member 0's list of survivors"):
+        aggregate(session, [], round=0)
+
+
 def test_a_list_with_fewer_signatures_than_the_threshold_is_refused(active: Agreement) -> None:
     def fewer(number: int, request: Message) -> Message:
         if request.tag != "unmask":
