@@ -44,7 +44,9 @@ _BUFFER = 1 << 22
 _AHEAD = 1 << 16
 _RECORD = 1 << 14  # what TLS gives at once at most
 _REST = 0.002  # seconds
-_SPIN = 0.0002  # seconds
+_SPIN = 0.0003  # seconds
+_SOON = 0.001  # seconds
+_give_way: Callable[[], object] = getattr(os, "sched_yield", lambda: None)
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _FULL = (errno.ENFILE, errno.EMFILE)
 
@@ -106,7 +108,7 @@ class Reactor:
         self._wanted = False  # somebody waits, and would rather run it
         self._left = 0.0  # when somebody last did
         self._turns = 0  # how often somebody did
-        self._brisk = False  # what was waited for came at once
+        self._waited = 1.0  # seconds, the last time
         self._stir = threading.Event()  # the thread may be needed
         self._ended = False
         self.error: Exception | None = None  # of a defect: whoever waits raises it
@@ -173,16 +175,18 @@ class Reactor:
             start = time.monotonic()
             try:
                 self._leader, self._turns = threading.get_ident(), self._turns + 1
-                if self._brisk:  # to sleep and be woken would take longer than what is waited for
+                # To sleep and be woken may take longer than what is waited for, where that comes soon.
+                if self._waited < _SOON and _CORES > 1:
                     spun = start + _SPIN
                     while inbox.empty() and time.monotonic() < spun and not self._ended:
                         self._once(0.0)
+                        _give_way()  # to whom it waits for, perhaps
                 while inbox.empty() and left > 0 and not self._ended and self.error is None:
                     self._once(left)
                     left = end - time.monotonic()
             finally:
                 self._leader, self._left = 0, time.monotonic()
-                self._brisk = _CORES > 1 and self._left - start < 2 * _SPIN
+                self._waited = self._left - start
                 self._lead.release()
                 if self._tasks or self._left - start > _REST:
                     self._stir.set()
