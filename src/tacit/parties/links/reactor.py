@@ -282,7 +282,6 @@ class Pipe:
     _out: deque[memoryview] = field(init=False, default_factory=deque)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
     _reader: FrameReader = field(init=False)
-    _paused: bool = field(init=False, default=False)
     _writing: bool = field(init=False, default=False)
     _again: bool = field(init=False, default=False)  # more is to be read when others had their turn
 
@@ -340,12 +339,6 @@ class Pipe:
             if not self.closed:
                 os.write(self.sock.fileno(), b"\x17\x03\x03\x00\x40" + bytes(64))
 
-    def pause(self, yes: bool) -> None:
-        """Read no more for now, or again."""
-        if yes is not self._paused:
-            self._paused = yes
-            self.reactor.call(self._watch if yes else self._begin)
-
     def close(self, why: Exception, *, after: Callable[[], None] | None = None) -> None:
         """End the pipe; from any thread. ``after`` is called in the loop when it has ended."""
         with self._lock:
@@ -369,8 +362,7 @@ class Pipe:
     def _watch(self) -> None:
         if self.closed:
             return
-        events = 0 if self._paused else selectors.EVENT_READ
-        events |= selectors.EVENT_WRITE if self._writing else 0
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._writing else 0)
         self.reactor.watch(self.sock, events, self._ready)
 
     def _ready(self, events: int) -> None:
@@ -402,7 +394,7 @@ class Pipe:
     def _read(self) -> None:
         budget, self._again = _TURN, False
         try:
-            while budget > 0 and not self.closed and not self._paused:
+            while budget > 0 and not self.closed:
                 frames, count, more = self._received()
                 budget -= count + _FRAME * len(frames)
                 for header, payload in frames:
