@@ -38,6 +38,7 @@ from tacit.core.wire import Array, Message, decode, encode
 from tacit.nn.local_work import HonestTraining, Share, load_parameters, parameters_of
 from tacit.nn.updates import LocalWork
 from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
+from tacit.parties.links.local import LocalHub, Timing
 from tacit.parties.roles import SERVER, Role, owners
 from tacit.parties.runs import Opened, Run
 from tacit.parties.seats import Seat
@@ -452,6 +453,22 @@ class Collaborative(Protocol):
             checkpoint: where it stands is kept, and gone on with from there.
         """
         ...
+
+
+def train_here(
+    scheme: Collaborative,
+    task: Task,
+    seat: Seat,
+    *,
+    recording: Recording,
+    progress: Progress,
+    keep: Keep,
+    timing: Timing | None = None,
+) -> Run[Opened[nn.Module]]:
+    """Run a scheme with all parties in this process: its members, a star between them, its coordinator."""
+    members = scheme.members_of(task, seat)
+    hub = LocalHub(members, recording=recording, timing=timing)
+    return scheme.run(hub, task, seat, progress=progress, checkpoint=keep(members))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

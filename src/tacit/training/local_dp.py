@@ -43,12 +43,12 @@ from tacit.nn.federated import (
     observe_federated,
     run_federated,
     silent,
+    train_here,
 )
 from tacit.nn.local_work import Share
 from tacit.nn.updates import LocalUpdate, LocalWork
 from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
 from tacit.parties.durable import ANSWERS_ONCE
-from tacit.parties.links.local import LocalHub
 from tacit.parties.roles import Role
 from tacit.parties.runs import Opened, Run
 from tacit.parties.seats import Seat
@@ -151,10 +151,9 @@ class LocalDP:
             DataError: an owner's records are not finite; names the owner, before anything is sent.
             Diverged: the model is not finite; names the round.
         """
-        seat = Seat(coins=coins)
-        members = self.members_of(task, seat)
-        hub = LocalHub(members, recording=recording)
-        return self.run(hub, task, seat, progress=progress, checkpoint=keep(members))
+        return train_here(
+            self, task, Seat(coins=coins), recording=recording, progress=progress, keep=keep
+        )
 
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""

@@ -37,10 +37,10 @@ from tacit.nn.federated import (
     observe_federated,
     run_federated,
     silent,
+    train_here,
 )
 from tacit.nn.local_work import Share, fit, parameters_of
 from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
-from tacit.parties.links.local import LocalHub
 from tacit.parties.roles import SERVER, Role
 from tacit.parties.runs import Opened, Run
 from tacit.parties.seats import Seat
@@ -176,10 +176,9 @@ class Centralised:
             progress: told after each epoch.
             keep: makes the checkpoint from which a run that was killed goes on.
         """
-        seat = Seat(coins=coins)
-        members = self.members_of(task, seat)
-        hub = LocalHub(members, recording=recording)
-        return self.run(hub, task, seat, progress=progress, checkpoint=keep(members))
+        return train_here(
+            self, task, Seat(coins=coins), recording=recording, progress=progress, keep=keep
+        )
 
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""
@@ -286,10 +285,9 @@ class FederatedSGD:
         Raises:
             Diverged: names the owner, the round and its epoch.
         """
-        seat = Seat(coins=coins)
-        members = self.members_of(task, seat)
-        hub = LocalHub(members, recording=recording)
-        return self.run(hub, task, seat, progress=progress, checkpoint=keep(members))
+        return train_here(
+            self, task, Seat(coins=coins), recording=recording, progress=progress, keep=keep
+        )
 
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""
@@ -371,10 +369,9 @@ class FederatedAveraging:
         Raises:
             Diverged: names the owner, the round and its epoch.
         """
-        seat = Seat(coins=coins)
-        members = self.members_of(task, seat)
-        hub = LocalHub(members, recording=recording)
-        return self.run(hub, task, seat, progress=progress, checkpoint=keep(members))
+        return train_here(
+            self, task, Seat(coins=coins), recording=recording, progress=progress, keep=keep
+        )
 
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""

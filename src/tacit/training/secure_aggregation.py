@@ -40,12 +40,11 @@ from tacit.core.wire import Array, Message, decode, encode
 from tacit.crypto import keys
 from tacit.crypto.packing import unpack
 from tacit.crypto.quantisation import Quantiser
-from tacit.nn.federated import Progress, Rounds, Task, check_sgd, honest_work, silent
+from tacit.nn.federated import Progress, Rounds, Task, check_sgd, honest_work, silent, train_here
 from tacit.nn.local_work import HonestTraining, Share, load_parameters, parameters_of
 from tacit.nn.updates import LocalWork, unflattened
 from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
 from tacit.parties.durable import ANSWERS_ONCE
-from tacit.parties.links.local import LocalHub
 from tacit.parties.neighbours import Sharing, choose_sharing
 from tacit.parties.roles import SERVER, Role
 from tacit.parties.runs import Opened, Run
@@ -339,9 +338,7 @@ class SecureAggregation:
         seat = Seat(coins=coins)
         if self.adversary is Adversary.ACTIVE:
             seat = seat.with_identities(task.owners)
-        members = self.members_of(task, seat)
-        hub = LocalHub(members, recording=recording)
-        return self.run(hub, task, seat, progress=progress, checkpoint=keep(members))
+        return train_here(self, task, seat, recording=recording, progress=progress, keep=keep)
 
     def agreed(self, task: Task) -> Agreement:
         """What the parties of a task agree on."""

@@ -71,7 +71,7 @@ from tacit.core.errors import (
 )
 from tacit.core.wire import Array, Message, decode, encode
 from tacit.dp.sparse_vector import SparseVector
-from tacit.nn.federated import MOST, Progress, Task, check_sgd, honest_work, silent
+from tacit.nn.federated import MOST, Progress, Task, check_sgd, honest_work, silent, train_here
 from tacit.nn.local_work import (
     Share,
     load_parameters,
@@ -81,7 +81,7 @@ from tacit.nn.turns import Schedule, Turns, serve
 from tacit.nn.updates import FloatArray, LocalWork, flattened, unflattened
 from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
 from tacit.parties.durable import ANSWERS_ONCE
-from tacit.parties.links.local import LocalHub, Timing
+from tacit.parties.links.local import Timing
 from tacit.parties.roles import SERVER, Role
 from tacit.parties.runs import Opened, Run
 from tacit.parties.seats import Seat
@@ -558,15 +558,19 @@ class SelectiveSGD:
             TacitWarning: the noise leaves almost nothing (before training); gamma clips nearly every value, or theta_d
                 never refreshes some parameters (after it).
         """
-        seat = Seat(coins=coins)
         timing = None
         if self.schedule is Schedule.ASYNCHRONOUS:
             timing = Timing(work=1.0, jitter=self.jitter, seed=f"{task.seed}".encode())
-        members = self.members_of(task, seat)
-        hub = LocalHub(members, recording=recording, timing=timing)
-        # Members that work side by side have answered what the server has not read: no moment is the same for all.
-        kept = keep(members) if timing is None else NOTHING
-        return self.run(hub, task, seat, progress=progress, checkpoint=kept)
+            keep = keep_nothing  # members have answered what the server has not read: no moment is the same for all
+        return train_here(
+            self,
+            task,
+            Seat(coins=coins),
+            recording=recording,
+            progress=progress,
+            keep=keep,
+            timing=timing,
+        )
 
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""
