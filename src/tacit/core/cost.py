@@ -26,12 +26,15 @@ class Cost:
         bytes_sent: encoded bytes sent.
         bytes_received: encoded bytes received.
         seconds: seconds of computing, waiting left out.
+        rounds: by how many links the longest chain of messages grew before this party's eyes; stars book none here, their
+            rounds are those of the whole run (`CostMeter.rounds`).
     """
 
     messages: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
     seconds: float = 0.0
+    rounds: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -39,11 +42,15 @@ class Cost:
             bytes_sent=self.bytes_sent + other.bytes_sent,
             bytes_received=self.bytes_received + other.bytes_received,
             seconds=self.seconds + other.seconds,
+            rounds=self.rounds + other.rounds,
         )
 
     def described(self) -> dict[str, float]:
-        """The cost as plain values for a report."""
-        return asdict(self)
+        """The cost as plain values for a report; rounds where some are booked."""
+        out = asdict(self)
+        if not self.rounds:
+            del out["rounds"]
+        return out
 
 
 @dataclass(slots=True)
@@ -67,17 +74,19 @@ class CostMeter:
         sent: int = 0,
         received: int = 0,
         seconds: float = 0.0,
+        rounds: int = 0,
         under: tuple[str, str] | None = None,
     ) -> None:
-        """Book messages, bytes and seconds on a role, in the current phase and layer or ``under`` others."""
+        """Book messages, bytes, seconds and rounds on a role, in the current phase and layer or ``under`` others."""
         key = (role, *(under or (self.phase, self.layer)))
         entry = self._entries.get(key)
         if entry is None:
-            entry = self._entries[key] = [0, 0, 0, 0.0]
+            entry = self._entries[key] = [0, 0, 0, 0.0, 0]
         entry[0] += messages
         entry[1] += sent
         entry[2] += received
         entry[3] += seconds
+        entry[4] += rounds
 
     def chain(self, depth: int) -> None:
         """A message that is the ``depth``-th of its causal chain was sent."""
@@ -105,19 +114,24 @@ class CostMeter:
     def entries(self) -> dict[tuple[str, str, str], Cost]:
         """All that was booked, by (role, phase, layer)."""
         out: dict[tuple[str, str, str], Cost] = {}
-        for (role, phase, layer), (m, s, r, t) in self._entries.items():
+        for (role, phase, layer), (m, s, r, t, n) in self._entries.items():
             key = str(role), phase, layer
-            booked = Cost(messages=int(m), bytes_sent=int(s), bytes_received=int(r), seconds=t)
+            booked = Cost(
+                messages=int(m), bytes_sent=int(s), bytes_received=int(r), seconds=t, rounds=int(n)
+            )
             out[key] = out.get(key, Cost()) + booked
         return out
 
     def fields(self) -> dict[str, Value]:
         """All that was booked, as fields of a message, for `add`."""
         entries = self.entries()
-        rows = [(c.messages, c.bytes_sent, c.bytes_received, c.seconds) for c in entries.values()]
+        rows = [
+            (c.messages, c.bytes_sent, c.bytes_received, c.seconds, c.rounds)
+            for c in entries.values()
+        ]
         return {
             "booked": [list(key) for key in entries],
-            "costs": np.array(rows, np.float64).reshape(-1, 4),
+            "costs": np.array(rows, np.float64).reshape(-1, 5),
             "rounds": self.rounds,
         }
 
@@ -127,8 +141,8 @@ class CostMeter:
         Raises:
             WireError: the message lacks it.
         """
-        keys, costs = kept.fields.get("booked"), kept.array("costs", dtype="<f8", shape=(None, 4))
-        rounds = kept.integer("rounds", low=0)
+        keys, costs = kept.fields.get("booked"), kept.array("costs", dtype="<f8", shape=(None, 5))
+        before = kept.integer("rounds", low=0)
         if (
             not isinstance(keys, list)
             or len(keys) != len(costs)
@@ -138,12 +152,13 @@ class CostMeter:
             raise WireError("costs that are not booked under anything, or are no numbers")
         for key, row in zip(keys, np.asarray(costs, np.float64).tolist(), strict=True):
             role, phase, layer = map(str, key)
-            messages, sent, received, seconds = row
+            messages, sent, received, seconds, rounds = row
             self.book(
-                role, messages=int(messages), sent=int(sent), received=int(received), seconds=seconds, under=(phase, layer)
+                role, messages=int(messages), sent=int(sent), received=int(received), seconds=seconds,
+                rounds=int(rounds), under=(phase, layer),
             )  # fmt: skip
-        self._before = rounds
-        self.rounds += rounds
+        self._before = before
+        self.rounds += before
 
     def total(
         self, *, role: object | None = None, phase: str | None = None, layer: str | None = None

@@ -6,7 +6,8 @@
     ├── ConfigError            a setting, name, file or folder that the caller gave is wrong
     │   ├── UnknownName        no data set, protection, attack ... of that name
     │   ├── DataError          a data file is missing, corrupt, or not what it should be
-    │   └── OutputError        a result cannot be written where it was asked for
+    │   ├── OutputError        a result cannot be written where it was asked for
+    │   └── StoreError         a store of correlations is used up, damaged, or another computation's
     ├── UnsupportedLayer       a model has a layer that the scheme cannot carry
     ├── RangeError             a value does not fit the range that a protocol works in
     ├── Diverged               training met a loss or update that is not finite
@@ -66,6 +67,10 @@ class DataError(ConfigError):
 
 class OutputError(ConfigError):
     """A result cannot be written where it was asked for."""
+
+
+class StoreError(ConfigError):
+    """A store of correlations is used up, damaged, or another computation's."""
 
 
 class UnsupportedLayer(TacitError):

@@ -102,7 +102,7 @@ def truncate_share(share: Elements, bits: int, party: int) -> Elements:
 
 
 def truncation_failure(magnitude_bits: float, ring: Ring = Z64) -> float:
-    """A bound on how often `truncate_share` is wrong by more than a unit, for values of magnitude below ``2^magnitude_bits``.
+    """A bound on how often `truncate_share` is wrong by more than a unit, for magnitudes below ``2^magnitude_bits``.
 
     A value v fails with probability |v| / 2^l: when the sum of the shares wraps around the ring's end for a positive v, or
     does not for a negative one. The paper's bound, 2^(m + 1 - l), is twice that of the largest v.

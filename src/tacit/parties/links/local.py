@@ -362,7 +362,7 @@ class _Exchange:
                 queue.append(_Frame(number, tag, depth, frame))
             self.changed.notify_all()
 
-    def get(self, sender: Role, to: Role) -> tuple[str, bytes, int]:
+    def get(self, sender: Role, to: Role) -> tuple[str, bytes]:
         end = time.monotonic() + self.deadline
         with self.changed:
             came = self._next(sender, to, end)
@@ -373,8 +373,15 @@ class _Exchange:
             ):  # or a later message under the same tag would be taken for it
                 raise ProtocolError(f"{to}: message {expected} from {sender} was lost on its way")
             self.views[to].receive(sender, came.tag, came.number, came.frame)
-            self.cost.book(to, received=len(came.frame), under=self.labels.get(to))
-            return came.tag, came.frame, came.depth
+            before = self.depth.get(to, 0)
+            self.depth[to] = max(before, came.depth)
+            self.cost.book(
+                to,
+                received=len(came.frame),
+                rounds=self.depth[to] - before,
+                under=self.labels.get(to),
+            )
+            return came.tag, came.frame
 
     def _next(self, sender: Role, to: Role, end: float) -> _Frame:
         """The next frame that did not come before."""
@@ -422,11 +429,9 @@ class _LocalChannel:
         self.exchange_.put(self.role, self.peer, tag, encode(Message(tag, arrays=arrays)))
 
     def recv(self, tag: str) -> tuple[Array, ...]:
-        came, frame, depth = self.exchange_.get(self.peer, self.role)
+        came, frame = self.exchange_.get(self.peer, self.role)
         if came != tag:
             raise ProtocolError(f"{self.role}: expected {tag!r} from {self.peer}, came {came!r}")
-        seen = self.exchange_.depth
-        seen[self.role] = max(seen.get(self.role, 0), depth)
         return tuple(decode(frame).arrays("arrays"))
 
     @contextmanager

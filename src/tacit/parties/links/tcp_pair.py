@@ -147,8 +147,9 @@ class LinkChannel:
         books = self.books
         came = self._next(time.monotonic() + books.deadline)
         size = len(came.payload)
-        books.cost.book(books.role, received=size, under=books.label)
-        books.depth = max(books.depth, came.ticket)
+        before = books.depth
+        books.depth = max(before, came.ticket)
+        books.cost.book(books.role, received=size, rounds=books.depth - before, under=books.label)
         self.link.consumed(size)
         try:
             message = decode(came.payload)
