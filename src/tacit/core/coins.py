@@ -46,9 +46,10 @@ class Coins:
     pseudorandom permutation; streams of different labels and of forked processes are independent.
     """
 
-    __slots__ = ("_cipher", "_key", "_pid", "label", "seeded")
+    __slots__ = ("_cipher", "_expands", "_key", "_pid", "label", "seeded")
 
     def __init__(self, label: str = "root") -> None:
+        self._expands = False
         self._start(os.urandom(32), label, seeded=False)
 
     def _start(self, key: bytes, label: str, *, seeded: bool) -> None:
@@ -63,6 +64,7 @@ class Coins:
     @classmethod
     def _of(cls, key: bytes, label: str, *, seeded: bool) -> Coins:
         made = cls.__new__(cls)
+        made._expands = False
         made._start(key, label, seeded=seeded)
         return made
 
@@ -71,15 +73,38 @@ class Coins:
         """Coins that repeat their draws, for tests and reproductions only; `seeded` is true on them."""
         return cls._of(hashlib.sha256(b"tacit/seed\x00" + seed).digest(), "seeded", seeded=True)
 
+    @classmethod
+    def expanding(cls, key: bytes, *, seeded: bool = False) -> Coins:
+        """The stream of a key that other coins drew, for those who were given it: all of them draw the same.
+
+        Args:
+            key: 32 bytes.
+            seeded: whether the coins that drew it are.
+
+        Raises:
+            ConfigError: the key has another length; or, in a draw, the process is a fork of the one that made the stream.
+        """
+        if len(key) != 32:
+            raise ConfigError(f"a key of 32 bytes expected, got {len(key)}")
+        made = cls._of(key, "expanded", seeded=seeded)
+        made._expands = True
+        return made
+
     def child(self, label: str) -> Coins:
         """The stream of that label. The same label gives the same stream: use each label once."""
         self._reseed_after_fork()
-        return self._of(
+        made = self._of(
             _derive(self._key, "child/" + label), f"{self.label}/{label}", seeded=self.seeded
         )
+        made._expands = self._expands
+        return made
 
     def _reseed_after_fork(self) -> None:
         if self._pid != os.getpid():
+            if self._expands:
+                raise ConfigError(
+                    "a stream expanded from a key belongs to the process that made it: expand it again after the fork"
+                )
             fresh = f"fork/{os.getpid()}" if self.seeded else os.urandom(32).hex()
             self._start(_derive(self._key, fresh), self.label, seeded=self.seeded)
 

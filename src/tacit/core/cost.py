@@ -26,8 +26,8 @@ class Cost:
         bytes_sent: encoded bytes sent.
         bytes_received: encoded bytes received.
         seconds: seconds of computing, waiting left out.
-        rounds: by how many links the longest chain of messages grew before this party's eyes; stars book none here, their
-            rounds are those of the whole run (`CostMeter.rounds`).
+        rounds: those that a pair protocol counts (`tacit.parties.pair.Channel.count_round`); stars book none here, theirs
+            are those of the whole run (`CostMeter.rounds`).
     """
 
     messages: int = 0

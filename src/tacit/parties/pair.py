@@ -43,6 +43,10 @@ class Channel(Protocol):
         """Book what this party sends, receives and computes inside under that phase and layer."""
         ...
 
+    def count_round(self) -> None:
+        """Book a round under the current phase and layer: a protocol counts its own, both sides the same."""
+        ...
+
     def exchange(self, tag: str, *arrays: Array) -> tuple[Array, ...]:
         """Send and receive under one tag: one round, both directions at once."""
         ...

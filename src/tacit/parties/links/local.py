@@ -362,7 +362,7 @@ class _Exchange:
                 queue.append(_Frame(number, tag, depth, frame))
             self.changed.notify_all()
 
-    def get(self, sender: Role, to: Role) -> tuple[str, bytes]:
+    def get(self, sender: Role, to: Role) -> tuple[str, bytes, int]:
         end = time.monotonic() + self.deadline
         with self.changed:
             came = self._next(sender, to, end)
@@ -373,15 +373,8 @@ class _Exchange:
             ):  # or a later message under the same tag would be taken for it
                 raise ProtocolError(f"{to}: message {expected} from {sender} was lost on its way")
             self.views[to].receive(sender, came.tag, came.number, came.frame)
-            before = self.depth.get(to, 0)
-            self.depth[to] = max(before, came.depth)
-            self.cost.book(
-                to,
-                received=len(came.frame),
-                rounds=self.depth[to] - before,
-                under=self.labels.get(to),
-            )
-            return came.tag, came.frame
+            self.cost.book(to, received=len(came.frame), under=self.labels.get(to))
+            return came.tag, came.frame, came.depth
 
     def _next(self, sender: Role, to: Role, end: float) -> _Frame:
         """The next frame that did not come before."""
@@ -429,10 +422,16 @@ class _LocalChannel:
         self.exchange_.put(self.role, self.peer, tag, encode(Message(tag, arrays=arrays)))
 
     def recv(self, tag: str) -> tuple[Array, ...]:
-        came, frame = self.exchange_.get(self.peer, self.role)
+        came, frame, depth = self.exchange_.get(self.peer, self.role)
         if came != tag:
             raise ProtocolError(f"{self.role}: expected {tag!r} from {self.peer}, came {came!r}")
+        seen = self.exchange_.depth
+        seen[self.role] = max(seen.get(self.role, 0), depth)
         return tuple(decode(frame).arrays("arrays"))
+
+    def count_round(self) -> None:
+        with self.exchange_.changed:
+            self.exchange_.cost.book(self.role, rounds=1, under=self.exchange_.labels[self.role])
 
     @contextmanager
     def during(self, phase: str | None = None, layer: str | None = None) -> Iterator[None]:

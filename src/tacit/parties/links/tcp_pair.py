@@ -147,9 +147,8 @@ class LinkChannel:
         books = self.books
         came = self._next(time.monotonic() + books.deadline)
         size = len(came.payload)
-        before = books.depth
-        books.depth = max(before, came.ticket)
-        books.cost.book(books.role, received=size, rounds=books.depth - before, under=books.label)
+        books.cost.book(books.role, received=size, under=books.label)
+        books.depth = max(books.depth, came.ticket)
         self.link.consumed(size)
         try:
             message = decode(came.payload)
@@ -188,6 +187,10 @@ class LinkChannel:
         """Send and receive under one tag: one round, both directions at once."""
         self.send(tag, *arrays)
         return self.recv(tag)
+
+    def count_round(self) -> None:
+        """Book a round under the current phase and layer."""
+        self.books.cost.book(self.books.role, rounds=1, under=self.books.label)
 
     @contextmanager
     def during(self, phase: str | None = None, layer: str | None = None) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ Rows = slice | npt.NDArray[np.intp]
 
 
 def _rows(numbers: list[int]) -> Rows:
-    steps = {b - a for a, b in zip(numbers, numbers[1:], strict=False)}
+    steps = {b - a for a, b in pairwise(numbers)}
     if len(steps) > 1 or any(step < 1 for step in steps):
         return np.array(numbers, np.intp)
     if not numbers:
@@ -135,9 +135,7 @@ def _linear(gates: list[Any], first: int, wires: list[int]) -> tuple[Linear, ...
         step[wire] = 1 + max((step[read] for read in reads if read in here), default=0)
     ordered = sorted(wires, key=lambda wire: (step[wire], gates[wire - first][0], wire))
     out = []
-    for (_, kind), group in groupby(
-        ordered, key=lambda wire: (step[wire], gates[wire - first][0])
-    ):
+    for (_, kind), group in groupby(ordered, key=lambda wire: (step[wire], gates[wire - first][0])):
         outs = list(group)
         a, b = ([gates[wire - first][side] for wire in outs] for side in (1, 2))
         out.append(Linear(Kind(kind), _rows(outs), _rows(a), _rows(b)))
