@@ -8,7 +8,7 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("masks.c", "quantisation.c", "packing.c", "shamir.c")
+SOURCES = ("masks.c", "quantisation.c", "packing.c", "shamir.c", "bits.c", "ot.c", "garbling.c")
 
 DECLARED = [
     line
@@ -22,7 +22,13 @@ ffibuilder.set_source(
     "tacit.crypto._native",
     '#include "kernels.h"',
     sources=[f"native/{name}" for name in SOURCES],
-    depends=["native/kernels.h", "native/masks_tile.h"],
+    depends=[
+        "native/kernels.h",
+        "native/masks_tile.h",
+        "native/bits_square.h",
+        "native/aes.h",
+        "native/garbling_gates.h",
+    ],
     include_dirs=["native"],
     # Contracted operations would round once where numpy rounds twice. That nothing waits for floating-point traps changes no
     # value, and loops with comparisons are vectorised.

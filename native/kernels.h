@@ -30,4 +30,30 @@ void tacit_shamir_evaluate(const uint64_t *coefficients, size_t threshold, size_
 void tacit_shamir_combine(const uint64_t *shares, const uint64_t *weights, size_t groups, size_t threshold,
                           size_t columns, uint64_t *out);
 void tacit_shamir_weights(const uint64_t *xs, size_t groups, size_t threshold, uint64_t *out);
+
+/* bits.c. Levels: 0 what the compiler has everywhere, 1 AVX2, 2 AVX-512. */
+int tacit_bits_level(void);
+int tacit_bits_slice(int level, const void *values, int wide, size_t count, size_t bits, uint64_t *planes);
+int tacit_bits_join(int level, const uint64_t *planes, size_t bits, size_t count, int wide, void *values);
+int tacit_bits_rows(int level, const uint64_t *columns, size_t stride, size_t words, uint64_t *rows);
+
+/* ot.c. aes: a level of masks.c, from 1 on; level: one of bits.c. */
+int tacit_ot_scratch(void);
+int tacit_ot_receive(int aes, int level, const uint8_t *keys, uint64_t first_block, const uint64_t *choices,
+                     size_t words, uint64_t *u, uint64_t *rows, uint64_t *scratch);
+int tacit_ot_send(int aes, int level, const uint8_t *keys, uint64_t first_block, const uint64_t *delta,
+                  const uint64_t *u, size_t words, uint64_t *rows, uint64_t *scratch);
+
+/* garbling.c. Levels as in masks.c. */
+int tacit_hash_blocks(int level, const uint8_t *key, const uint64_t *blocks, size_t count, uint64_t first,
+                      uint64_t domain, uint64_t *out);
+int tacit_hash_expand(int level, const uint8_t *key, const uint64_t *blocks, size_t count, size_t parts, uint64_t first,
+                      uint64_t *out);
+int tacit_garble(int level, const uint8_t *key, const int32_t *program, size_t steps, const int32_t *output_at,
+                 size_t outputs, uint64_t *slots, int32_t slot_count, uint64_t *planes, int32_t plane_count,
+                 const uint64_t *own, const uint64_t *labels, size_t row, const uint64_t *delta, size_t words,
+                 uint64_t first, uint64_t *tables, uint64_t *out);
+int tacit_evaluate(int level, const uint8_t *key, const int32_t *program, size_t steps, const int32_t *output_at,
+                   size_t outputs, uint64_t *slots, int32_t slot_count, const uint64_t *labels, size_t row,
+                   const uint64_t *tables, size_t words, uint64_t first, uint64_t *out);
 #endif
