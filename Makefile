@@ -29,14 +29,33 @@ clean:
 
 # What benchmarks compare with lives apart from the package, each peer in an environment of its own.
 FLOWER  = .peers/flower
+SPU     = .peers/spu
+CRYPTEN = .peers/crypten
 
 .PHONY: peers
-peers: $(FLOWER)/.installed-1.41.0
+peers: $(FLOWER)/.installed-1.41.0 $(SPU)/.installed-0.9.5 $(CRYPTEN)/.installed-0.4.1
 
 $(FLOWER)/.installed-1.41.0:
 	$(PYTHON) -m venv $(FLOWER)
 	$(FLOWER)/bin/pip install --quiet --disable-pip-version-check \
 		flwr==1.41.0 numpy==2.4.6 cryptography==50.0.2 pycryptodome==3.24.1
+	@touch $@
+
+# spu 0.9.5 has wheels for Python 3.11 and none for later ones: there, make peers PYTHON=python3.11
+$(SPU)/.installed-0.9.5:
+	$(PYTHON) -m venv $(SPU)
+	$(SPU)/bin/pip install --quiet --disable-pip-version-check \
+		spu==0.9.5 jax==0.4.34 jaxlib==0.4.34 numpy==1.26.4 scipy==1.17.1 ml_dtypes==0.5.4 \
+		cachetools==8.0.2 termcolor==3.3.0 cloudpickle==3.1.3 multiprocess==0.70.19
+	@touch $@
+
+# crypten 0.4.1 asks for torchvision, pandas and more that its tensors do without.
+$(CRYPTEN)/.installed-0.4.1:
+	$(PYTHON) -m venv $(CRYPTEN)
+	$(CRYPTEN)/bin/pip install --quiet --disable-pip-version-check \
+		torch==2.13.0 numpy==2.4.6 omegaconf==2.3.0 antlr4-python3-runtime==4.9.3 pyyaml==6.0.4 \
+		onnx==1.23.2 protobuf==7.36.2 ml_dtypes==0.6.0
+	$(CRYPTEN)/bin/pip install --quiet --disable-pip-version-check --no-deps crypten==0.4.1
 	@touch $@
 
 # tacit on Flower, in an environment of its own. flwr 1.41.0 takes no packaging from 26 on, which nothing else minds.

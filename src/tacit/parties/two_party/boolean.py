@@ -27,7 +27,7 @@ from tacit.crypto.circuits import (
     sum_of_shares,
 )
 from tacit.crypto.ring import Elements
-from tacit.parties.two_party.correlations import CircuitMasks, DaBits, Material, Selection, Size
+from tacit.parties.two_party.correlations import CircuitMasks, DaBits, Selection, Size, all_masks
 from tacit.parties.two_party.schedule import Linear, schedule_of
 from tacit.parties.two_party.session import Expected, Session
 
@@ -94,7 +94,7 @@ def evaluate(session: Session, circuit: Circuit, own: Planes, *, name: str = "ci
     wires[ends[mine] : ends[mine + 1]] = own
     wires[ends[theirs] : ends[theirs + 1]] = 0
     with session.step(name, CircuitMasks(circuit, words)) as step:
-        masks = _all_masks(step.material, schedule.masks, mine)
+        masks = all_masks(step.material, schedule.masks, mine)
         products = step.material["products"]
         opened = np.empty_like(masks)
         for level in schedule.levels:
@@ -117,14 +117,6 @@ def evaluate(session: Session, circuit: Circuit, own: Planes, *, name: str = "ci
             wires[outs] = out
         _linear(wires, schedule.linear, mine)
         return wires[circuit.outputs]
-
-
-def _all_masks(material: Material, counts: tuple[int, int, int], mine: int) -> Planes:
-    """This party's shares of all masks; of those that the other alone knows, zeros."""
-    own = material[("first", "second")[mine]]
-    zeros = np.zeros((counts[1 - mine], own.shape[1]), np.uint64)
-    parts = (own, zeros) if mine == 0 else (zeros, own)
-    return np.concatenate([*parts, material["shared"]])
 
 
 def _linear(wires: Planes, gates: tuple[Linear, ...], party: int) -> None:

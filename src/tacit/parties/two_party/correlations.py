@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError, StoreError
 from tacit.crypto.bits import unpack_plane, words_of
 from tacit.crypto.circuits import Circuit
@@ -44,6 +45,15 @@ class Field(NamedTuple):
     shape: Size
     bits: bool = False
     owner: int | None = None
+
+
+def uniform(fields: Sequence[Field], ring: Ring, coins: Coins, party: int) -> dict[str, Elements]:
+    """A party's share of uniform fields: those that it owns, and those that nobody owns alone."""
+    return {
+        field.name: coins.uint64(field.shape) if field.bits else ring.uniform(coins, field.shape)
+        for field in fields
+        if field.owner in (None, party)
+    }
 
 
 class Correlation(Protocol):
@@ -395,11 +405,17 @@ class Plan:
         ring: of elements.
         fraction: fractional bits, on which the two parties must agree too.
         correlations: in order.
+        names: for each the operation that uses it, under which its costs are booked; the two parties need not agree on them.
     """
 
     ring: Ring
     fraction: int
     correlations: tuple[Correlation, ...]
+    names: tuple[str, ...] = ()
+
+    def name(self, number: int) -> str:
+        """Under which the costs of a correlation are booked."""
+        return self.names[number] if self.names else type(self.correlations[number]).__name__
 
     @property
     def digest(self) -> bytes:
@@ -424,3 +440,11 @@ class Plan:
         if start < len(self.correlations):
             out.append(range(start, len(self.correlations)))
         return out
+
+
+def all_masks(own: Material, counts: tuple[int, int, int], party: int) -> Elements:
+    """A party's shares of all masks of a `CircuitMasks`, in the order of its rows: zeros of those that the other knows."""
+    known = own[("first", "second")[party]]
+    zeros = np.zeros((counts[1 - party], known.shape[1]), np.uint64)
+    parts = (known, zeros) if party == 0 else (zeros, known)
+    return np.concatenate([*parts, own["shared"]])

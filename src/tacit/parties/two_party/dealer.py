@@ -20,20 +20,11 @@ from tacit.core.coins import Coins
 from tacit.core.errors import ProtocolError
 from tacit.crypto.ring import Elements, Ring
 from tacit.parties.pair import Channel
-from tacit.parties.two_party.correlations import Field, Mask, Material, Plan
-from tacit.parties.two_party.session import CheckedWire, Expected
+from tacit.parties.two_party.correlations import Field, Mask, Material, Plan, uniform
+from tacit.parties.two_party.session import OFFLINE, CheckedWire, Expected
 
 KEY_BYTES = 32
 NAME_BYTES = 16
-
-
-def _uniform(fields: Sequence[Field], ring: Ring, coins: Coins, party: int) -> dict[str, Elements]:
-    """A party's share of uniform fields: those that it owns, and those that nobody owns alone."""
-    return {
-        field.name: coins.uint64(field.shape) if field.bits else ring.uniform(coins, field.shape)
-        for field in fields
-        if field.owner in (None, party)
-    }
 
 
 def _added(field: Field, first: Elements, second: Elements) -> Elements:
@@ -55,7 +46,7 @@ def corrections(
     for number in numbers:
         correlation = plan.correlations[number]
         both = [
-            _uniform(correlation.free(), plan.ring, stream, party)
+            uniform(correlation.free(), plan.ring, stream, party)
             for party, stream in enumerate(coins)
         ]
         free = {
@@ -66,7 +57,7 @@ def corrections(
         }
         if isinstance(correlation, Mask):
             masks[correlation.name] = free["a"]
-        kept = _uniform(correlation.derived(), plan.ring, coins[0], 0)
+        kept = uniform(correlation.derived(), plan.ring, coins[0], 0)
         values = correlation.derive(plan.ring, free, masks)
         yield [
             value ^ kept[field.name] if field.bits else value - kept[field.name]
@@ -132,10 +123,11 @@ class Dealt:
     def __init__(self, channel: Channel, party: int, plan: Plan, *, seeded: bool = False) -> None:
         self.plan = plan
         self._party, self._wire = party, CheckedWire(channel)
-        key, name, digest = self._wire.recv(
-            "dealer start",
-            [Expected((size,), "u1") for size in (KEY_BYTES, NAME_BYTES, len(plan.digest))],
-        )
+        with self._wire.during(OFFLINE, "start"):
+            key, name, digest = self._wire.recv(
+                "dealer start",
+                [Expected((size,), "u1") for size in (KEY_BYTES, NAME_BYTES, len(plan.digest))],
+            )
         if digest.tobytes() != plan.digest:
             raise ProtocolError(
                 f"{channel.peer} deals another plan than this server's: give all the same settings"
@@ -145,28 +137,29 @@ class Dealt:
 
     def prepare(self, numbers: range) -> Sequence[Material]:
         """This server's part of these correlations; server 1 asks the dealer for what it lacks."""
-        ring, coins = self.plan.ring, self._coins.child(_window(numbers))
-        wanted = [self.plan.correlations[number] for number in numbers]
+        coins = self._coins.child(_window(numbers))
         if self._party == 1:
-            self._wire.send("deal", np.array([numbers.start, numbers.stop], "<i8"))
-        parts = []
-        for correlation in wanted:
-            part = _uniform(correlation.free(), ring, coins, self._party)
+            with self._wire.during(OFFLINE, self.plan.name(numbers.start)):
+                self._wire.send("deal", np.array([numbers.start, numbers.stop], "<i8"))
+        return [self._one(number, coins) for number in numbers]
+
+    def _one(self, number: int, coins: Coins) -> Material:
+        ring, correlation = self.plan.ring, self.plan.correlations[number]
+        derived = correlation.derived()
+        with self._wire.during(OFFLINE, self.plan.name(number)):
+            part = uniform(correlation.free(), ring, coins, self._party)
             if self._party == 0:
-                part.update(_uniform(correlation.derived(), ring, coins, 0))
-            parts.append(part)
-        if self._party == 1:
-            for correlation, part in zip(wanted, parts, strict=True):
-                derived = correlation.derived()
-                if derived:
-                    came = self._wire.recv("dealt", [_expected(field, ring) for field in derived])
-                    part.update(zip((field.name for field in derived), came, strict=True))
-        return parts
+                part.update(uniform(derived, ring, coins, 0))
+            elif derived:
+                came = self._wire.recv("dealt", [_expected(field, ring) for field in derived])
+                part.update(zip((field.name for field in derived), came, strict=True))
+        return part
 
     def close(self) -> None:
         """Tell the dealer that no more is needed; server 1 does."""
         if self._party == 1:
-            self._wire.send("deal", np.array([0, 0], "<i8"))
+            with self._wire.during(OFFLINE, "end"):
+                self._wire.send("deal", np.array([0, 0], "<i8"))
 
 
 def _expected(field: Field, ring: Ring) -> Expected:

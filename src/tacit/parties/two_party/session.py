@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from tacit.crypto.ring import Elements, Ring
 from tacit.parties.pair import Channel
 from tacit.parties.two_party.correlations import Correlation, Material, Plan, Size
 from tacit.parties.two_party.store import TripleStore
+
+if TYPE_CHECKING:
+    from tacit.parties.two_party.transfers import Transfers
 
 OFFLINE, ONLINE = "offline", "online"
 """Phases under which costs are booked."""
@@ -50,6 +53,10 @@ class Wire(Protocol):
         """Both directions at once: one round."""
         ...
 
+    def pieces(self, rounds: int) -> AbstractContextManager[None]:
+        """What is sent and received inside are pieces of so many rounds."""
+        ...
+
     def during(
         self, phase: str | None = None, layer: str | None = None
     ) -> AbstractContextManager[None]:
@@ -69,9 +76,10 @@ class CheckedWire:
 
     channel: Channel
     _last: str = ""
+    _uncounted: bool = False
 
     def _count(self, direction: str) -> None:
-        if direction != self._last or not direction:
+        if not self._uncounted and (direction != self._last or not direction):
             self.channel.count_round()
         self._last = direction
 
@@ -111,6 +119,17 @@ class CheckedWire:
         return arrays
 
     @contextmanager
+    def pieces(self, rounds: int) -> Iterator[None]:
+        """What is sent and received inside are pieces of so many rounds, in which nobody waits for the other in between."""
+        for _ in range(rounds):
+            self.channel.count_round()
+        self._uncounted = True
+        try:
+            yield
+        finally:
+            self._uncounted, self._last = False, ""
+
+    @contextmanager
     def during(self, phase: str | None = None, layer: str | None = None) -> Iterator[None]:
         """Book what this party does inside under that phase and layer; a round begins."""
         self._last = ""
@@ -129,6 +148,7 @@ class Session:
         fixed: ring and precision.
         store: of correlations.
         coins: for what this party draws while it computes.
+        transfers: oblivious transfers with the other party, where some were begun.
     """
 
     wire: Wire
@@ -136,8 +156,14 @@ class Session:
     fixed: FixedPoint
     store: TripleStore = field(repr=False)
     coins: Coins = field(repr=False)
+    transfers: Transfers | None = None
     _operations: int = 0
     _layer: str = ""
+
+    @property
+    def tracing(self) -> bool:
+        """Nobody is at the other end: the computation is run for its plan (`traced`)."""
+        return isinstance(self.wire, _Unheard)
 
     @property
     def ring(self) -> Ring:
@@ -206,6 +232,12 @@ class Step:
             expected = [Expected(array.shape, array.dtype.str) for array in arrays]
         return self.session.wire.exchange(self.tag, arrays, expected)
 
+    @contextmanager
+    def pieces(self, rounds: int) -> Iterator[None]:
+        """What is sent and received inside are pieces of so many rounds, in which nobody waits for the other in between."""
+        with self.session.wire.pieces(rounds):
+            yield
+
     def opened(self, *shares: Elements) -> tuple[Elements, ...]:
         """The values of shared ring elements: one round."""
         theirs = self.exchange(*shares)
@@ -216,7 +248,13 @@ _VERSION = 1
 
 
 def start(
-    channel: Channel, party: int, fixed: FixedPoint, store: TripleStore, coins: Coins
+    channel: Channel,
+    party: int,
+    fixed: FixedPoint,
+    store: TripleStore,
+    coins: Coins,
+    *,
+    transfers: Transfers | None = None,
 ) -> Session:
     """Agree with the peer and begin: one round, 112 bytes each way and framing.
 
@@ -229,6 +267,7 @@ def start(
         fixed: ring and precision.
         store: of correlations.
         coins: for what this party draws while it computes.
+        transfers: oblivious transfers with the other party, where the preprocessing has begun some.
 
     Raises:
         ConfigError: the party is neither 0 nor 1, or the store was prepared for another ring or precision.
@@ -273,7 +312,7 @@ def start(
         store.skip_to(max(store.position, int(theirs[-1])))
     except StoreError as error:
         raise ProtocolError(f"{channel.peer} is where this store cannot go: {error}") from error
-    return Session(wire, party, fixed, store, coins)
+    return Session(wire, party, fixed, store, coins, transfers)
 
 
 # --- plans from functions
@@ -282,6 +321,8 @@ def start(
 @dataclass(slots=True)
 class _Unheard:
     """A wire with nobody at the other end: whatever is expected comes as zeros."""
+
+    layer: str = ""
 
     def send(self, tag: str, *arrays: Array) -> None:
         pass
@@ -295,7 +336,12 @@ class _Unheard:
         return self.recv(tag, expected)
 
     @contextmanager
+    def pieces(self, rounds: int) -> Iterator[None]:
+        yield
+
+    @contextmanager
     def during(self, phase: str | None = None, layer: str | None = None) -> Iterator[None]:
+        self.layer = layer or self.layer
         yield
 
 
@@ -304,12 +350,14 @@ class _Noting:
     """A store of zeros, which notes what is taken."""
 
     fixed: FixedPoint
+    wire: _Unheard
     taken: list[Correlation] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     name: bytes = bytes(16)
 
     @property
     def plan(self) -> Plan:
-        return Plan(self.fixed.ring, self.fixed.fraction, tuple(self.taken))
+        return Plan(self.fixed.ring, self.fixed.fraction, tuple(self.taken), tuple(self.names))
 
     @property
     def position(self) -> int:
@@ -317,6 +365,7 @@ class _Noting:
 
     def take(self, wanted: Correlation) -> tuple[int, Material]:
         self.taken.append(wanted)
+        self.names.append(self.wire.layer)
         zeros = {
             part.name: np.zeros(part.shape, np.uint64 if part.bits else self.fixed.ring.dtype)
             for part in (*wanted.free(), *wanted.derived())
@@ -334,6 +383,7 @@ def traced(computation: Callable[[Session], object], fixed: FixedPoint) -> Plan:
         computation: gets party 0's session, and must use the same correlations whatever the values are.
         fixed: ring and precision.
     """
-    store = _Noting(fixed)
-    computation(Session(_Unheard(), 0, fixed, store, Coins("traced")))
+    wire = _Unheard()
+    store = _Noting(fixed, wire)
+    computation(Session(wire, 0, fixed, store, Coins("traced")))
     return store.plan
