@@ -27,7 +27,7 @@ def make_folder(folder: Path, *, private: bool = False) -> None:
         new = [one for one in (folder, *folder.parents) if not one.exists()]
         folder.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
         for one in new:
-            _sync(one.parent)
+            sync_folder(one.parent)
     except OSError as error:
         raise OutputError(
             f"a folder to write in expected, {folder} cannot be one "
@@ -63,7 +63,7 @@ def write_file(path: Path, content: str | bytes, *, private: bool = False) -> No
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
-        _sync(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror or error}): free space, change its rights, "
@@ -114,8 +114,12 @@ def _lock(handle: int, *, wait: bool) -> bool:
     return True
 
 
-def _sync(folder: Path) -> None:
-    """Make what was made in a folder, or moved there, durable."""
+def sync_folder(folder: Path) -> None:
+    """Make what was made in a folder, or moved there, durable.
+
+    Raises:
+        OSError: it cannot be.
+    """
     if sys.platform == "win32":  # folders have nothing to sync there
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
