@@ -8,7 +8,7 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("masks.c", "quantisation.c", "packing.c", "shamir.c", "bits.c", "ot.c", "garbling.c")
+SOURCES = ("masks.c", "quantisation.c", "packing.c", "shamir.c", "bits.c", "ot.c", "gates.c", "garbling.c")
 
 DECLARED = [
     line

@@ -56,4 +56,9 @@ int tacit_garble(int level, const uint8_t *key, const int32_t *program, size_t s
 int tacit_evaluate(int level, const uint8_t *key, const int32_t *program, size_t steps, const int32_t *output_at,
                    size_t outputs, uint64_t *slots, int32_t slot_count, const uint64_t *labels, size_t row,
                    const uint64_t *tables, size_t words, uint64_t first, uint64_t *out);
+
+/* gates.c */
+void tacit_gates_and(uint64_t *wires, size_t words, const uint64_t *own, const uint64_t *shared, const int32_t *owned,
+                     const uint64_t *opened, const uint64_t *products, const int32_t *ands, size_t count, int party);
+void tacit_gates_linear(uint64_t *wires, size_t words, const int32_t *gates, size_t count, uint64_t flip);
 #endif

@@ -26,6 +26,7 @@ from tacit.core.errors import (
     ProtocolError,
     WireError,
 )
+from tacit.core.memory import keep_freed_memory
 from tacit.core.wire import Array, Message, decode, encode_view
 from tacit.parties.credentials import Credentials, server_context
 from tacit.parties.links.frames import Header, Kind
@@ -237,6 +238,7 @@ def run_party(  # noqa: PLR0913 - what a party's process needs, each by name
         PeerDropped: a peer is gone, or was never there.
         Exception: whatever the party's function raises; the others learn that it ended.
     """
+    keep_freed_memory()
     role, limits, note = credentials.role, limits or Limits(), Few(note)
     if role not in addresses:
         raise ConfigError(f"{role} has no address; those of {', '.join(map(str, addresses))} do")
@@ -355,6 +357,7 @@ def channel_over(
         raise ConfigError(
             "a link without TLS is for socket pairs on one machine: use run_party with certificates"
         )
+    keep_freed_memory()
     reactor, inbox = Reactor(f"{role} link"), queue.SimpleQueue[Came | Gone]()
     link = Link(
         peer, reactor, Limits(), inbox.put,

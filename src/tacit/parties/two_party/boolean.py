@@ -20,15 +20,15 @@ from tacit.core.errors import ConfigError
 from tacit.crypto.bits import slice_bits, unpack_plane, words_of
 from tacit.crypto.circuits import (
     Circuit,
-    Kind,
     Planes,
     carries_of_sum,
     sign_of_sum,
     sum_of_shares,
 )
+from tacit.crypto.gates import MaskShares, and_gates, linear_gates
 from tacit.crypto.ring import Elements
-from tacit.parties.two_party.correlations import CircuitMasks, DaBits, Selection, Size, all_masks
-from tacit.parties.two_party.schedule import Linear, schedule_of
+from tacit.parties.two_party.correlations import CircuitMasks, DaBits, Selection, Size
+from tacit.parties.two_party.schedule import schedule_of
 from tacit.parties.two_party.session import Expected, Session
 
 
@@ -93,38 +93,35 @@ def evaluate(session: Session, circuit: Circuit, own: Planes, *, name: str = "ci
     ends = 0, circuit.inputs[0], sum(circuit.inputs)
     wires[ends[mine] : ends[mine + 1]] = own
     wires[ends[theirs] : ends[theirs + 1]] = 0
+    first, second, _ = schedule.masks
     with session.step(name, CircuitMasks(circuit, words)) as step:
-        masks = all_masks(step.material, schedule.masks, mine)
-        products = step.material["products"]
-        opened = np.empty_like(masks)
+        material = step.material
+        known, shared = material[("first", "second")[mine]], material["shared"]
+        masks = MaskShares(known, shared, (first, second), mine)
+        opened = np.empty((sum(schedule.masks), words), np.uint64)
         for level in schedule.levels:
-            _linear(wires, level.linear, mine)
+            linear_gates(wires, level.linear, mine)
             rows = level.masks
-            known = wires[level.wires[mine]] ^ masks[rows[mine]]
-            shared = wires[level.wires[2]] ^ masks[rows[2]]
-            count = rows[theirs].stop - rows[theirs].start
-            opened[rows[theirs]], other = step.exchange(
-                known, shared, expected=(Expected((count, words)), Expected(shared.shape))
+            own_rows, both_rows = (opened[rows[part]] for part in (mine, 2))
+            np.bitwise_xor(
+                wires[level.wires[mine]], known[_less(rows[mine], mine * first)], out=own_rows
             )
-            opened[rows[mine]] = known
-            np.bitwise_xor(shared, other, out=opened[rows[2]])
-            outs, left, right = level.ands
-            u, v = opened[left], opened[right]
-            out = masks[right] ^ v if mine == 0 else masks[right]  # u v + u b, in one product
-            out = u & out
-            out ^= v & masks[left]
-            out ^= products[level.products]
-            wires[outs] = out
-        _linear(wires, schedule.linear, mine)
+            hidden = wires[level.wires[2]]
+            hidden ^= shared[_less(rows[2], first + second)]
+            other_rows = opened[rows[theirs]]
+            came, other = step.exchange(
+                own_rows, hidden, expected=(Expected(other_rows.shape), Expected(hidden.shape))
+            )
+            other_rows[:] = came
+            np.bitwise_xor(hidden, other, out=both_rows)
+            and_gates(wires, masks, opened, material["products"][level.products], level.ands)
+        linear_gates(wires, schedule.linear, mine)
         return wires[circuit.outputs]
 
 
-def _linear(wires: Planes, gates: tuple[Linear, ...], party: int) -> None:
-    for kind, out, a, b in gates:
-        if kind == Kind.XOR:
-            wires[out] = wires[a] ^ wires[b]
-        else:
-            wires[out] = ~wires[a] if party == 0 else wires[a]
+def _less(rows: slice, first: int) -> slice:
+    """Rows of all masks as rows of the part that begins at ``first``."""
+    return slice(rows.start - first, rows.stop - first) if rows.stop else rows
 
 
 # --- from ring elements to bits
