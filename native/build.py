@@ -8,7 +8,7 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("masks.c", "quantisation.c", "packing.c", "shamir.c", "bits.c", "ot.c", "gates.c", "garbling.c")
+SOURCES = ("masks.c", "quantisation.c", "packing.c", "shamir.c", "bits.c", "ot.c", "gates.c", "ring.c", "garbling.c")
 
 DECLARED = [
     line
@@ -26,6 +26,7 @@ ffibuilder.set_source(
         "native/kernels.h",
         "native/masks_tile.h",
         "native/bits_square.h",
+        "native/ring_tile.h",
         "native/aes.h",
         "native/garbling_gates.h",
     ],

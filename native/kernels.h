@@ -61,4 +61,10 @@ int tacit_evaluate(int level, const uint8_t *key, const int32_t *program, size_t
 void tacit_gates_and(uint64_t *wires, size_t words, const uint64_t *own, const uint64_t *shared, const int32_t *owned,
                      const uint64_t *opened, const uint64_t *products, const int32_t *ands, size_t count, int party);
 void tacit_gates_linear(uint64_t *wires, size_t words, const int32_t *gates, size_t count, uint64_t flip);
+
+/* ring.c. out += left right, of wide (64-bit) or 32-bit elements; strides in elements; scratch aligned to 64 bytes. */
+int tacit_ring_level(void);
+size_t tacit_ring_scratch(void);
+int tacit_ring_multiply_add(const void *left, const size_t *left_strides, const void *right,
+                            const size_t *right_strides, void *out, size_t m, size_t k, size_t n, int wide, void *scratch);
 #endif

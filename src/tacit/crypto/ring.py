@@ -1,8 +1,9 @@
 """The rings of integers modulo 2^64 and 2^32, in which two-party computation works.
 
 An element is a numpy unsigned integer, which adds, subtracts and multiplies modulo the ring's size by itself. Products of
-matrices are exact too: torch's integer products wrap in the same way and are five to forty times as fast as numpy's from a
-few thousand multiplications on; smaller ones, and those with a vector, are left to numpy.
+matrices are exact too. On a processor with AVX-512 they are the C kernel's; elsewhere, and where they are large enough for
+many threads, torch's, whose integer products wrap in the same way and are five to forty times as fast as numpy's. Small ones
+are left to numpy.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import numpy.typing as npt
 
 from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError
+from tacit.crypto.kernels import Native, native
 
 Elements = npt.NDArray[Any]
 """Ring elements: uint64 or uint32, any shape."""
 
-_FEW = 4096  # multiplications, below which numpy is faster
+_FEW = 1024  # multiplications, below which numpy is faster
+_MANY = 1 << 28  # from here on torch's threads are
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +81,25 @@ class Ring:
         self.require(left, "left"), self.require(right, "right")
         if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
             raise ConfigError(f"matrices that fit expected, got {left.shape} and {right.shape}")
-        (m, k), n = left.shape, right.shape[1]
-        if min(m, n) < 2 or m * k * n < _FEW:
-            out: Elements = left @ right
-            return out
-        import torch  # noqa: PLC0415 - a party without products of matrices needs none of it
+        out = self.zeros((left.shape[0], right.shape[1]))
+        self.matmul_add(left, right, out)
+        return out
 
-        product = torch.from_numpy(self._writeable(left)) @ torch.from_numpy(self._writeable(right))
-        return product.numpy().view(self.dtype)
+    def matmul_add(self, left: Elements, right: Elements, out: Elements) -> None:
+        """Add the exact product of (m, k) and (k, n) to ``out``, contiguous (m, n), in place."""
+        (m, k), n = left.shape, right.shape[1]
+        loaded = native()
+        if m * k * n < _FEW:
+            out += left @ right
+        elif m * k * n < _MANY and loaded is not None and loaded.lib.tacit_ring_level():
+            _multiply_add_native(loaded, left, right, out)
+        elif min(m, n) == 1:
+            out += left @ right
+        else:
+            import torch  # noqa: PLC0415 - a party without products of matrices needs none of it
+
+            pair = torch.from_numpy(self._writeable(left)), torch.from_numpy(self._writeable(right))
+            out += (pair[0] @ pair[1]).numpy().view(self.dtype)
 
     def _writeable(self, values: Elements) -> Elements:
         """The values as torch takes them: signed, and not read-only, which it warns of."""
@@ -135,6 +149,26 @@ class Ring:
 
     def __str__(self) -> str:
         return f"Z_2^{self.bits}"
+
+
+def _multiply_add_native(loaded: Native, left: Elements, right: Elements, out: Elements) -> None:
+    lib, ffi = loaded
+    scratch = np.empty(lib.tacit_ring_scratch() + 64, np.uint8)
+    skip = -scratch.ctypes.data % 64
+    failed = lib.tacit_ring_multiply_add(
+        *_strided(ffi, left), *_strided(ffi, right), ffi.from_buffer(out, require_writable=True),
+        *left.shape, right.shape[1], out.itemsize == 8, ffi.from_buffer(scratch[skip:]),
+    )  # fmt: skip
+    if failed:
+        raise ConfigError("this processor has no AVX-512")
+
+
+def _strided(ffi: Any, values: Elements) -> tuple[Any, Any]:
+    """A matrix as C takes it: where it begins and its strides, in elements, which are never negative."""
+    if min(values.strides) < 0:
+        values = values.copy()
+    steps = [stride // values.itemsize for stride in values.strides]
+    return ffi.cast("void *", values.ctypes.data), ffi.new("size_t[2]", steps)
 
 
 Z64 = Ring(64)
