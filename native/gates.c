@@ -71,8 +71,8 @@ void tacit_gates_and(ARGUMENTS)
     plain(NAMES);
 }
 
-/* gates: kind (0 XOR, 2 NOT), output and two inputs each, in order; flip: all ones for the party that inverts, else zero. */
-void tacit_gates_linear(uint64_t *wires, size_t words, const int32_t *gates, size_t count, uint64_t flip)
+/* gates: kind (0 XOR, 1 AND, 2 NOT by party 0, 3 NOT by party 1), output and two inputs each, in order. */
+void tacit_gates_linear(uint64_t *wires, size_t words, const int32_t *gates, size_t count, int party)
 {
     for (size_t at = 0; at < words; at += RANGE) {
         const size_t size = words - at < RANGE ? words - at : RANGE;
@@ -83,9 +83,14 @@ void tacit_gates_linear(uint64_t *wires, size_t words, const int32_t *gates, siz
             if (gate[0] == 0)
                 for (size_t i = 0; i < size; i++)
                     out[i] = a[i] ^ b[i];
-            else
+            else if (gate[0] == 1)
+                for (size_t i = 0; i < size; i++)
+                    out[i] = a[i] & b[i];
+            else {
+                const uint64_t flip = gate[0] - 2 == party ? ~UINT64_C(0) : 0;
                 for (size_t i = 0; i < size; i++)
                     out[i] = a[i] ^ flip;
+            }
         }
     }
 }

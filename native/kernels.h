@@ -60,7 +60,7 @@ int tacit_evaluate(int level, const uint8_t *key, const int32_t *program, size_t
 /* gates.c */
 void tacit_gates_and(uint64_t *wires, size_t words, const uint64_t *own, const uint64_t *shared, const int32_t *owned,
                      const uint64_t *opened, const uint64_t *products, const int32_t *ands, size_t count, int party);
-void tacit_gates_linear(uint64_t *wires, size_t words, const int32_t *gates, size_t count, uint64_t flip);
+void tacit_gates_linear(uint64_t *wires, size_t words, const int32_t *gates, size_t count, int party);
 
 /* ring.c. out += left right, of wide (64-bit) or 32-bit elements; strides in elements; scratch aligned to 64 bytes. */
 int tacit_ring_level(void);

@@ -2,8 +2,8 @@
 
 A circuit has private input bits of two parties and nothing else: a value that they share additively goes in as both
 shares, and the circuit adds them. XOR and NOT cost nothing in either evaluation. Bit-sliced evaluation pays a round for each
-level of ANDs (`Circuit.depth`), garbling pays 32 bytes for each AND: so circuits of sums come in a shallow form, whose
-carries are found by a tree, and in a small one, whose carries ripple.
+level of ANDs of bits that no party knows (`Circuit.depth`), garbling pays 32 bytes for each AND: so circuits of sums come in
+a shallow form, whose carries are found by a tree, and in a small one, whose carries ripple.
 
 Source: the ripple carry with one AND a bit is that of Boyar and Peralta; the tree of generate and propagate bits is that of
 Brent and Kung, "A Regular Layout for Parallel Adders" (1982), or, where every carry is needed, of Sklansky (1960).
@@ -90,11 +90,19 @@ class Circuit:
         return int((self.gates[:, 0] == Kind.AND).sum())
 
     @cached_property
+    def owners(self) -> npt.NDArray[np.int8]:
+        """Who knows each wire: 0 or 1 where that party's inputs alone lie behind it, else -1."""
+        found = np.repeat(np.array([0, 1, -1], np.int8), (*self.inputs, len(self.gates)))
+        for wire, (_, a, b) in enumerate(self.gates.tolist(), start=sum(self.inputs)):
+            found[wire] = found[a] if found[a] == found[b] else -1
+        return found
+
+    @cached_property
     def levels(self) -> npt.NDArray[np.int32]:
-        """For each wire, how many ANDs lie behind it, one after another."""
+        """For each wire, how many ANDs lie behind it, one after another; those of one party's own bits do not count."""
         found = np.zeros(self.wires, np.int32)
         for wire, (kind, a, b) in enumerate(self.gates.tolist(), start=sum(self.inputs)):
-            found[wire] = max(found[a], found[b]) + (kind == Kind.AND)
+            found[wire] = max(found[a], found[b]) + (kind == Kind.AND and self.owners[wire] < 0)
         return found
 
     @cached_property
@@ -131,7 +139,7 @@ class Circuit:
 
 
 class Builder:
-    """Makes a circuit gate by gate; a wire is its number.
+    """Makes a circuit gate by gate; a wire is its number. A gate that is there already is not made again.
 
     Args:
         inputs: how many bits party 0 and party 1 put in.
@@ -139,7 +147,7 @@ class Builder:
 
     def __init__(self, inputs: tuple[int, int]) -> None:
         self.inputs = inputs
-        self._gates: list[tuple[int, int, int]] = []
+        self._gates: dict[tuple[int, int, int], int] = {}
 
     @property
     def first(self) -> list[int]:
@@ -152,8 +160,7 @@ class Builder:
         return list(range(self.inputs[0], sum(self.inputs)))
 
     def _gate(self, kind: Kind, a: int, b: int) -> int:
-        self._gates.append((kind, a, b))
-        return sum(self.inputs) + len(self._gates) - 1
+        return self._gates.setdefault((kind, a, b), sum(self.inputs) + len(self._gates))
 
     def xor(self, a: int, b: int) -> int:
         """A wire that carries a XOR b."""
@@ -170,12 +177,12 @@ class Builder:
     def each(
         self, gate: Callable[[int, int], int], a: Sequence[int], b: Sequence[int]
     ) -> list[int]:
-        """One gate a pair of wires, their outputs numbered one after another."""
+        """One gate a pair of wires."""
         return [gate(x, y) for x, y in zip(a, b, strict=True)]
 
     def circuit(self, name: str, outputs: Sequence[int]) -> Circuit:
         """The circuit of what was made."""
-        gates = np.array(self._gates, np.int32).reshape(-1, 3)
+        gates = np.array(list(self._gates), np.int32).reshape(-1, 3)
         return Circuit(name, self.inputs, gates, np.array(outputs, np.int32))
 
 
@@ -189,6 +196,20 @@ def _adjacent(make: Builder, x: Sequence[int], y: Sequence[int]) -> Run:
     return make.each(make.both, x, y), make.each(make.xor, x, y)
 
 
+def _pairs(make: Builder, x: Sequence[int], y: Sequence[int]) -> Run:
+    """The runs of two positions each, of an even number of them, in one level: each party multiplies its own two bits first.
+
+    ``g = x1 y1 ^ (x1 x0) y0 ^ x0 (y1 y0)`` and ``p = x1 x0 ^ x1 y0 ^ x0 y1 ^ y1 y0``.
+    """
+    x0, x1, y0, y1 = x[0::2], x[1::2], y[0::2], y[1::2]
+    both, xor = make.both, make.xor
+    xx, yy = make.each(both, x1, x0), make.each(both, y1, y0)
+    terms = [make.each(both, *pair) for pair in ((x1, y1), (xx, y0), (x0, yy), (x1, y0), (x0, y1))]
+    generate = make.each(xor, make.each(xor, terms[0], terms[1]), terms[2])
+    propagate = make.each(xor, make.each(xor, xx, yy), make.each(xor, terms[3], terms[4]))
+    return generate, propagate
+
+
 def _merge(make: Builder, high: Run, low: Run) -> Run:
     """Runs joined pairwise, each of ``high`` with the one below it; the last of ``low`` may lack its propagate bit."""
     generated = make.each(make.both, high[1], low[0])
@@ -196,18 +217,17 @@ def _merge(make: Builder, high: Run, low: Run) -> Run:
     return make.each(make.xor, high[0], generated), propagated
 
 
-def _carry_by_tree(make: Builder, run: Run) -> int:
-    """The carry out of a run whose lowest position gets none: a balanced tree."""
-    generate, propagate = (
-        run[0][::-1],
-        run[1][::-1][:-1],
-    )  # highest first; nothing comes into the lowest
+def _carry_by_tree(make: Builder, x: Sequence[int], y: Sequence[int]) -> int:
+    """The carry out of the top, of x + y: a balanced tree over runs of two positions."""
+    even = len(x) // 2 * 2
+    runs = _pairs(make, x[:even], y[:even])
+    last = _adjacent(make, x[even:], y[even:])  # the highest, if it is left over
+    # Highest first; nothing comes into the lowest.
+    generate, propagate = (runs[0] + last[0])[::-1], (runs[1] + last[1])[::-1][:-1]
     while len(generate) > 1:
-        pairs = len(generate) // 2
         odd = len(generate) % 2  # the highest is left over
         high = generate[odd::2], propagate[odd::2]
-        low = generate[odd + 1 :: 2], propagate[odd + 1 :: 2]
-        merged = _merge(make, (high[0][:pairs], high[1][:pairs]), low)
+        merged = _merge(make, high, (generate[odd + 1 :: 2], propagate[odd + 1 :: 2]))
         generate, propagate = generate[:odd] + merged[0], propagate[:odd] + merged[1]
     return generate[0]
 
@@ -221,10 +241,12 @@ def _ripple(make: Builder, x: Sequence[int], y: Sequence[int]) -> list[int]:
     return carries
 
 
-def _carries_by_tree(make: Builder, run: Run) -> list[int]:
-    """The carries out of every position, in as many levels as a tree has (Sklansky)."""
-    generate, propagate = list(run[0]), list(run[1])
-    step = 1
+def _carries_by_tree(make: Builder, x: Sequence[int], y: Sequence[int]) -> list[int]:
+    """The carries out of every position, in as many levels as a tree has (Sklansky), over runs of two positions."""
+    even = len(x) // 2 * 2
+    generate, propagate = _adjacent(make, x, y)
+    generate[1:even:2], propagate[1:even:2] = _pairs(make, x[:even], y[:even])
+    step = 2
     while step < len(generate):
         at = [
             i for i in range(len(generate)) if i & step
@@ -255,19 +277,19 @@ def sign_of_sum(bits: int = 64, *, shallow: bool = True) -> Circuit:
 
     Args:
         bits: of the ring, 2 to 64.
-        shallow: by a tree; for 64 bits 181 ANDs in 7 levels; otherwise by a ripple: 63 ANDs in 63 levels.
+        shallow: by a tree; for 64 bits 6 levels; otherwise by a ripple: 63 ANDs in 63 levels.
     """
     make = Builder((_checked(bits), bits))
     x, y = make.first, make.second
     low = x[:-1], y[:-1]
-    carry = _carry_by_tree(make, _adjacent(make, *low)) if shallow else _ripple(make, *low)[-1]
+    carry = _carry_by_tree(make, *low) if shallow else _ripple(make, *low)[-1]
     top = make.xor(make.xor(x[-1], y[-1]), carry)
     return make.circuit(f"sign of a {bits}-bit sum", [top])
 
 
 def _sum(make: Builder, x: Sequence[int], y: Sequence[int], *, shallow: bool) -> list[int]:
     low = x[:-1], y[:-1]
-    carries = _carries_by_tree(make, _adjacent(make, *low)) if shallow else _ripple(make, *low)
+    carries = _carries_by_tree(make, *low) if shallow else _ripple(make, *low)
     halves = make.each(make.xor, x, y)
     return [halves[0], *make.each(make.xor, halves[1:], carries)]
 
@@ -291,8 +313,8 @@ def carries_of_sum(bits: int, low: int, *, shallow: bool = True) -> Circuit:
         raise ConfigError(f"a position within 1..{bits - 1} expected, got {low}")
     make = Builder((bits, bits))
     if shallow:
-        generate, propagate = _adjacent(make, make.first, make.second)
-        found = [_carry_by_tree(make, (generate[:end], propagate[:end])) for end in (low, bits)]
+        x, y = make.first, make.second
+        found = [_carry_by_tree(make, x[:end], y[:end]) for end in (low, bits)]
     else:
         carries = _ripple(make, make.first, make.second)
         found = [carries[low - 1], carries[-1]]

@@ -95,11 +95,12 @@ def and_gates(
 
 
 def linear_gates(wires: Planes, gates: Numbers, party: int) -> None:
-    """Write a party's shares of XORs and NOTs to their wires; party 0 inverts.
+    """Write a party's shares of the gates that need no round to their wires: XORs, NOTs, ANDs of what one party knows.
 
     Args:
         wires: (wires, words), changed.
-        gates: int32, (gates, 4): `Kind`, the output wire and both inputs, in order.
+        gates: int32, (gates, 4): what it does, the output wire and both inputs, in order. What it does is a `Kind`, of a
+            NOT plus the party that inverts.
         party: 0 or 1.
     """
     loaded = native()
@@ -107,14 +108,16 @@ def linear_gates(wires: Planes, gates: Numbers, party: int) -> None:
         lib, ffi = loaded
         lib.tacit_gates_linear(
             ffi.from_buffer("uint64_t[]", wires, require_writable=True), wires.shape[1],
-            ffi.from_buffer("int32_t[]", gates), len(gates), 0 if party else (1 << 64) - 1,
+            ffi.from_buffer("int32_t[]", gates), len(gates), party,
         )  # fmt: skip
         return
     for kind, out, a, b in gates.tolist():
         if kind == Kind.XOR:
             np.bitwise_xor(wires[a], wires[b], out=wires[out])
+        elif kind == Kind.AND:
+            np.bitwise_and(wires[a], wires[b], out=wires[out])
         else:
-            wires[out] = wires[a] if party else ~wires[a]
+            wires[out] = ~wires[a] if kind - Kind.NOT == party else wires[a]
 
 
 def _and_native(

@@ -322,15 +322,19 @@ class CircuitMasks:
 
     def derived(self) -> tuple[Field, ...]:
         """The products."""
-        return (Field("products", (self.circuit.ands, self.words), bits=True),)
+        count = len(schedule_of(self.circuit).left)
+        return (Field("products", (count, self.words), bits=True),)
 
     def derive(
         self, ring: Ring, free: Mapping[str, Elements], masks: Mapping[str, Elements]
     ) -> tuple[Elements, ...]:
         """The products."""
         schedule = schedule_of(self.circuit)
-        rows = np.concatenate([free["first"], free["second"], free["shared"]])
-        return (rows[schedule.left] & rows[schedule.right],)
+        rows = [*free["first"], *free["second"], *free["shared"]]
+        out = np.empty((len(schedule.left), self.words), np.uint64)
+        for to, a, b in zip(out, schedule.left.tolist(), schedule.right.tolist(), strict=True):
+            np.bitwise_and(rows[a], rows[b], out=to)
+        return (out,)
 
     def __str__(self) -> str:
         return f"CircuitMasks({self.circuit.digest.hex()}, {self.words})"

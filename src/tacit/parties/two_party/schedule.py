@@ -17,7 +17,7 @@ class Level(NamedTuple):
     """One round: what is computed before it, what is opened in it, and the ANDs that it makes possible.
 
     Args:
-        linear: XORs and NOTs before it, as `tacit.crypto.gates.linear_gates` takes them.
+        linear: what needs no round, before it, as `tacit.crypto.gates.linear_gates` takes it.
         wires: to mask and open for the first time: known to party 0 alone, to party 1 alone, and shared.
         masks: the rows of their masks, in the same three parts.
         ands: output wires and both inputs' mask rows, as `tacit.crypto.gates.and_gates` takes them.
@@ -49,26 +49,19 @@ class Schedule(NamedTuple):
     right: Numbers
 
 
-def _owners(circuit: Circuit) -> list[int]:
-    """Who knows each wire: 0 or 1 where only that party's inputs lie behind it through XOR and NOT, else 2."""
-    found = [0] * circuit.inputs[0] + [1] * circuit.inputs[1]
-    for kind, a, b in circuit.gates.tolist():
-        found.append(2 if kind == Kind.AND or found[a] != found[b] else found[a])
-    return found
-
-
 @cache
 def schedule_of(circuit: Circuit) -> Schedule:
     """The schedule of a circuit; the same in every process."""
-    first, gates, owners = sum(circuit.inputs), circuit.gates.tolist(), _owners(circuit)
+    first, gates, owners = sum(circuit.inputs), circuit.gates.tolist(), circuit.owners.tolist()
     linear: list[list[tuple[int, ...]]] = [[] for _ in range(circuit.depth + 1)]
     ands: list[list[int]] = [[] for _ in range(circuit.depth + 1)]
     for wire, (kind, a, b) in enumerate(gates, start=first):
-        level = circuit.levels[wire]
-        if kind == Kind.AND:
+        level, owner = circuit.levels[wire], owners[wire]
+        if kind == Kind.AND and owner < 0:
             ands[level].append(wire)
-        else:
-            linear[level].append((kind, wire, a, b))
+        else:  # who alone knows a wire computes on it, and the other's share of it stays zero
+            inverter = max(0, owner) if kind == Kind.NOT else 0
+            linear[level].append((kind + inverter, wire, a, b))
     # A wire is masked once, in the round of the first AND that reads it.
     fresh: list[tuple[list[int], ...]] = []
     seen: set[int] = set()
