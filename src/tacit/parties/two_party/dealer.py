@@ -12,7 +12,8 @@ Source: Mohassel and Zhang, "SecureML" (IEEE S&P 2017), section 7.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from tacit.core.coins import Coins
 from tacit.core.errors import ProtocolError
 from tacit.crypto.ring import Elements, Ring
 from tacit.parties.pair import Channel
-from tacit.parties.two_party.correlations import Field, Mask, Material, Plan, uniform
+from tacit.parties.two_party.correlations import Correlation, Field, Mask, Material, Plan, uniform
 from tacit.parties.two_party.session import OFFLINE, CheckedWire, Expected
 
 KEY_BYTES = 32
@@ -32,37 +33,81 @@ def _added(field: Field, first: Elements, second: Elements) -> Elements:
     return out
 
 
-def corrections(
-    plan: Plan, numbers: range, coins: tuple[Coins, Coins], masks: dict[str, Elements]
-) -> Iterator[list[Elements]]:
-    """What server 1 lacks of each of these correlations: its shares of the derived fields.
+def draw(
+    correlation: Correlation, ring: Ring, coins: tuple[Coins, Coins]
+) -> tuple[list[dict[str, Elements]], dict[str, Elements]]:
+    """Both servers' shares of the free fields, from their streams, and the fields' values."""
+    both = [uniform(correlation.free(), ring, stream, party) for party, stream in enumerate(coins)]
+    values = {
+        field.name: _added(field, both[0][field.name], both[1][field.name])
+        if field.owner is None
+        else both[field.owner][field.name]
+        for field in correlation.free()
+    }
+    return both, values
+
+
+def split(
+    correlation: Correlation,
+    ring: Ring,
+    coins: Coins,
+    free: Mapping[str, Elements],
+    masks: dict[str, Elements],
+) -> tuple[dict[str, Elements], list[Elements]]:
+    """Server 0's shares of the derived fields, from its stream, and what server 1 lacks: its own, in order.
 
     Args:
-        plan: the correlations.
-        numbers: which.
-        coins: the servers' streams, for this window.
-        masks: the values of `Mask`s by name; those of the window are added.
+        correlation: whose.
+        ring: of elements.
+        coins: server 0's stream, after the free fields.
+        free: the free fields' values.
+        masks: the values of `Mask`s by name; that of the correlation is added.
     """
-    for number in numbers:
-        correlation = plan.correlations[number]
-        both = [
-            uniform(correlation.free(), plan.ring, stream, party)
-            for party, stream in enumerate(coins)
-        ]
-        free = {
-            field.name: _added(field, *(part[field.name] for part in both))
-            if field.owner is None
-            else both[field.owner][field.name]
-            for field in correlation.free()
-        }
-        if isinstance(correlation, Mask):
-            masks[correlation.name] = free["a"]
-        kept = uniform(correlation.derived(), plan.ring, coins[0], 0)
-        values = correlation.derive(plan.ring, free, masks)
-        yield [
-            value ^ kept[field.name] if field.bits else value - kept[field.name]
-            for field, value in zip(correlation.derived(), values, strict=True)
-        ]
+    if isinstance(correlation, Mask):
+        masks[correlation.name] = free["a"]
+    kept = uniform(correlation.derived(), ring, coins, 0)
+    values = correlation.derive(ring, free, masks)
+    return kept, [
+        value ^ kept[field.name] if field.bits else value - kept[field.name]
+        for field, value in zip(correlation.derived(), values, strict=True)
+    ]
+
+
+class Arriving(Mapping[str, Elements]):
+    """Material whose derived fields are made, or arrive, when one of them is first looked at.
+
+    What needs the masks alone can begin meanwhile.
+
+    Args:
+        here: the fields that are there.
+        names: of those that are not.
+        complete: fetches them.
+    """
+
+    def __init__(
+        self,
+        here: dict[str, Elements],
+        names: Sequence[str],
+        complete: Callable[[], Mapping[str, Elements]],
+    ) -> None:
+        self._here, self._names, self._complete = here, tuple(names), complete
+
+    def __getitem__(self, name: str) -> Elements:
+        if name not in self._here and name in self._names:
+            self.arrive()
+        return self._here[name]
+
+    def arrive(self) -> None:
+        """Fetch what is not there yet."""
+        if self._names:
+            self._here.update(self._complete())
+            self._names = ()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._here, *self._names))
+
+    def __len__(self) -> int:
+        return len(self._here) + len(self._names)
 
 
 def deal(plan: Plan, servers: tuple[Channel, Channel], coins: Coins) -> None:
@@ -102,9 +147,12 @@ def deal(plan: Plan, servers: tuple[Channel, Channel], coins: Coins) -> None:
             )
         done = numbers.stop
         first, second = (stream.child(_window(numbers)) for stream in streams)
-        for shares in corrections(plan, numbers, (first, second), masks):
-            if shares:
-                wires[1].send("dealt", *shares)
+        for number in numbers:
+            correlation = plan.correlations[number]
+            _, free = draw(correlation, plan.ring, (first, second))
+            _, lacking = split(correlation, plan.ring, first, free, masks)
+            if lacking:
+                wires[1].send("dealt", *lacking)
 
 
 class Dealt:
@@ -134,6 +182,7 @@ class Dealt:
             )
         self.name = name.tobytes()
         self._coins = Coins.expanding(key.tobytes(), seeded=seeded)
+        self._under_way: deque[Arriving] = deque()
 
     def prepare(self, numbers: range) -> Sequence[Material]:
         """This server's part of these correlations; server 1 asks the dealer for what it lacks."""
@@ -150,10 +199,20 @@ class Dealt:
             part = uniform(correlation.free(), ring, coins, self._party)
             if self._party == 0:
                 part.update(uniform(derived, ring, coins, 0))
-            elif derived:
-                came = self._wire.recv("dealt", [_expected(field, ring) for field in derived])
-                part.update(zip((field.name for field in derived), came, strict=True))
-        return part
+        if self._party == 0 or not derived:
+            return part
+
+        def complete() -> Mapping[str, Elements]:
+            while self._under_way[0] is not arriving:  # what the dealer sent earlier comes first
+                self._under_way[0].arrive()
+            self._under_way.popleft()
+            with self._wire.during(OFFLINE, self.plan.name(number)):
+                came = self._wire.recv("dealt", [expected_of(field, ring) for field in derived])
+            return dict(zip((field.name for field in derived), came, strict=True))
+
+        arriving = Arriving(part, [field.name for field in derived], complete)
+        self._under_way.append(arriving)
+        return arriving
 
     def close(self) -> None:
         """Tell the dealer that no more is needed; server 1 does."""
@@ -162,7 +221,8 @@ class Dealt:
                 self._wire.send("deal", np.array([0, 0], "<i8"))
 
 
-def _expected(field: Field, ring: Ring) -> Expected:
+def expected_of(field: Field, ring: Ring) -> Expected:
+    """What arrives of a field."""
     return Expected(field.shape, "<u8" if field.bits else ring.dtype.str)
 
 

@@ -33,7 +33,7 @@ class Preprocessor(Protocol):
         ...
 
     def prepare(self, numbers: range) -> Sequence[Material]:
-        """This party's part of these correlations of the plan.
+        """This party's part of these correlations of the plan; some of it may still arrive, when it is looked at.
 
         Both parties ask for the same ranges in the same order, each correlation once and in the order of the plan; some
         may be left out.
@@ -130,7 +130,7 @@ class MemoryStore:
         """A store of all that a preprocessor makes."""
         plan = preprocessor.plan
         materials = preprocessor.prepare(range(len(plan.correlations)))
-        return cls(plan, preprocessor.name, materials)
+        return cls(plan, preprocessor.name, [dict(part) for part in materials])  # all that arrives
 
     @property
     def position(self) -> int:
