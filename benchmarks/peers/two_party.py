@@ -158,7 +158,8 @@ def serve(banner: dict[str, str], connect: Callable[..., Party], *arguments: Any
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    os.environ |= ONE_THREAD  # the parties inherit it
+    if "TACIT_PEER_THREADS" not in os.environ:  # for the figure that a peer has as it comes
+        os.environ |= ONE_THREAD  # the parties inherit it
     spawn = multiprocessing.get_context("spawn")
     ends, processes = [], []
     try:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tacit.audit.bench_secagg import secagg
 from tacit.audit.bench_transport import Echo, between_processes
+from tacit.audit.bench_two_party import two_party
 from tacit.core.errors import ConfigError, UnknownName
 from tacit.core.wire import Message
 from tacit.parties.links.local import LocalHub, outputs_of, run_pair
@@ -115,6 +116,7 @@ def transport(*, quick: bool, note: Note, against: Sequence[str] = ()) -> list[d
 BENCHES: Mapping[str, Callable[..., list[dict[str, Any]]]] = {
     "transport": transport,
     "secagg": secagg,
+    "two-party": two_party,
 }
 
 

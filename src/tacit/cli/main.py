@@ -306,11 +306,11 @@ def reproduce(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="What to measure: transport, or secagg.")],
+    name: Annotated[str, typer.Argument(help="What to measure: transport, secagg, or two-party.")],
     against: Annotated[
         str,
         typer.Option(
-            help="Peers to measure in the same run, comma-separated: secagg knows flower."
+            help="Peers to measure in the same run, comma-separated: secagg knows flower, two-party spu and crypten."
         ),
     ] = "",
     quick: Quick = False,
