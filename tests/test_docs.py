@@ -25,6 +25,7 @@ from tacit.cli.main import app
 from tacit.core import errors
 from tacit.core.claims import PrivacyLoss
 from tacit.core.coins import Coins
+from tacit.crypto.fixedpoint import FixedPoint
 from tacit.dp.mechanisms import NoisyVector
 from tacit.dp.sparse_vector import SparseVector
 from tacit.nn.federated import Task
@@ -33,6 +34,7 @@ from tacit.parties.neighbours import Sharing
 from tacit.parties.secure_sum.agreement import Agreement
 from tacit.parties.secure_sum.member import SecureAggregationMember
 from tacit.parties.secure_sum.server import Aggregate, Session
+from tacit.parties.two_party.file_store import FileStore
 from tacit.parties.views import Update
 from tacit.training.local_dp import LocalDP
 from tacit.training.secure_aggregation import SecureAggregation
@@ -136,6 +138,7 @@ def test_the_pages_that_teach_by_example_have_some() -> None:
         "papers/03-selective-sgd.md",
         "papers/06-secure-aggregation.md",
         "papers/gradient-leakage.md",
+        "two-party.md",
     ):
         assert ">>>" in (ROOT / "docs" / name).read_text()
 
@@ -260,6 +263,8 @@ CLASSES = (
     Task,
     Session,
     Limits,
+    FixedPoint,
+    FileStore,
 )
 
 

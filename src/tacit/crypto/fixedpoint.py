@@ -92,7 +92,8 @@ def truncate_share(share: Elements, bits: int, party: int) -> Elements:
     **Guarantee**: if the shared value, in two's complement, has magnitude below 2^m and shares are uniform, the result is
     within one unit of the exact one but for a probability of at most `truncation_failure`; then it is wrong altogether.
 
-    **Leaks**: nothing. **Cost**: nothing.
+    **Leaks**: nothing as long as the result stays shared; an opened result's last unit depends on the bits that were cut off
+    and on the shares. **Cost**: nothing.
 
     **Source**: SecureML, section 4.1.
     """

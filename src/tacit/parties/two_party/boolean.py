@@ -134,7 +134,7 @@ def _sliced(session: Session, share: Elements) -> Planes:
 def to_bits(session: Session, share: Elements) -> Bits:
     """All bits of shared values (A2B): the circuit of the sum of both shares.
 
-    **Leaks**: nothing. **Cost**: 7 rounds with 64 bits, 6 with 32; see the table in docs/two-party.md.
+    **Leaks**: nothing. **Cost**: 6 rounds with 64 bits, 5 with 32; see the table in docs/two-party.md.
     """
     circuit = sum_of_shares(session.ring.bits)
     planes = evaluate(session, circuit, _sliced(session, share), name="to bits")
@@ -144,7 +144,7 @@ def to_bits(session: Session, share: Elements) -> Bits:
 def sign(session: Session, share: Elements) -> Bits:
     """Whether shared values are negative in two's complement: one bit each.
 
-    **Leaks**: nothing. **Cost**: 7 rounds with 64 bits, 6 with 32; see the table in docs/two-party.md.
+    **Leaks**: nothing. **Cost**: 6 rounds with 64 bits, 5 with 32; see the table in docs/two-party.md.
     """
     circuit = sign_of_sum(session.ring.bits)
     planes = evaluate(session, circuit, _sliced(session, share), name="sign")
@@ -211,7 +211,7 @@ def select(session: Session, bits: Bits, share: Elements) -> Elements:
 def relu(session: Session, share: Elements) -> tuple[Elements, Bits]:
     """``max(x, 0)`` of shared values, and the bits that say where x >= 0, for the derivative.
 
-    **Leaks**: nothing. **Cost**: `sign` and `select`: 8 rounds with 64 bits.
+    **Leaks**: nothing. **Cost**: `sign` and `select`: 7 rounds with 64 bits.
     """
     positive = inverted(session, sign(session, share))
     return select(session, positive, share), positive
@@ -223,7 +223,7 @@ def truncate_exactly(session: Session, share: Elements, bits: int | None = None)
     The shares are shifted; what carries between them, into the lowest bit that is kept and out of the ring, is found by a
     circuit and added.
 
-    **Leaks**: nothing. **Cost**: 8 rounds with 64 bits; see the table in docs/two-party.md.
+    **Leaks**: nothing. **Cost**: 7 rounds with 64 bits; see the table in docs/two-party.md.
     """
     ring, bits = session.ring, session.fixed.fraction if bits is None else bits
     if not 1 <= bits < ring.bits:

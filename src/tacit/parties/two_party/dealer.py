@@ -186,6 +186,8 @@ class Dealt:
 
     def prepare(self, numbers: range) -> Sequence[Material]:
         """This server's part of these correlations; server 1 asks the dealer for what it lacks."""
+        if not numbers:
+            return []
         coins = self._coins.child(_window(numbers))
         if self._party == 1:
             with self._wire.during(OFFLINE, self.plan.name(numbers.start)):

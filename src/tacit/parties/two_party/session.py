@@ -256,7 +256,7 @@ def start(
     *,
     transfers: Transfers | None = None,
 ) -> Session:
-    """Agree with the peer and begin: one round, 112 bytes each way and framing.
+    """Agree with the peer and begin: one round, 96 bytes each way.
 
     Where the two stores have come to different places, both go on from the further one: whatever one of them may have used
     is used by neither again.
