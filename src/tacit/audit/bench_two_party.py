@@ -6,9 +6,9 @@ shared before the clock starts; it stops when both parties have their share of t
 thread, which it is not by its own settings, and as it comes.
 
 Rows of `matmul` and `relu` have the dealer in the loop, as SPU's SEMI2K and CrypTen have theirs: in the process of a server,
-which is not secure, and spares all of them a third process and what it would send. Rows ``without dealer`` are what two parties do alone: oblivious
-transfers, tables and all that is sent are in the figures, but for the base transfers, which happen once; SPU's CHEETAH is
-measured in the same way. ``tls`` rows are the same over mutually authenticated TLS.
+which is not secure, and spares all of them a third process and what it would send. Rows ``without dealer`` are what two
+parties do alone: oblivious transfers, tables and all that is sent are in the figures, but for the base transfers, which
+happen once; SPU's CHEETAH is measured in the same way. ``tls`` rows are the same over mutually authenticated TLS.
 
 Metrics: ``seconds``; ``bytes_sent``, by the party that sends more, and ``rounds``, both of the online phase where there is a
 dealer; ``offline_bytes``, what the party that sends more sends before, or what a dealer of its own would send; and
@@ -225,8 +225,6 @@ class Worker:
             self.channel, self.party, FIXED, StreamedStore(preprocessor, 1), self.coins,
             transfers=self.transfers,
         )  # fmt: skip
-        if self.transfers is not None:
-            self.transfers.wire = session.wire
         return lambda: case.compute(session, inputs)
 
     def run(self, case: Case) -> list[Measured]:

@@ -54,7 +54,10 @@ class Circuit:
         gates: npt.NDArray[np.int32],
         outputs: npt.NDArray[np.int32],
     ) -> None:
-        gates, outputs = np.ascontiguousarray(gates, np.int32), np.array(outputs, np.int32)
+        given = np.array(gates), np.array(outputs)
+        gates, outputs = (one.astype(np.int32) for one in given)
+        if not all(map(np.array_equal, given, (gates, outputs))):
+            raise ConfigError(f"circuit {name}: wires and kinds of 32 bits expected")
         first = sum(inputs)
         written = first + np.arange(len(gates))
         if gates.shape != (len(gates), 3) or min(inputs) < 0:
@@ -63,8 +66,11 @@ class Circuit:
             not np.isin(gates[:, 0], list(Kind)).all()
             or (gates[:, 1:] < 0).any()
             or (gates[:, 1:] >= written[:, None]).any()
+            or (gates[:, 1] != gates[:, 2])[gates[:, 0] == Kind.NOT].any()
         ):
-            raise ConfigError(f"circuit {name}: a gate reads a wire that is not there yet")
+            raise ConfigError(
+                f"circuit {name}: a gate reads a wire that is not there yet, or a NOT two wires"
+            )
         if not len(outputs) or outputs.min() < 0 or outputs.max() >= first + len(gates):
             raise ConfigError(f"circuit {name}: an output is no wire")
         gates.flags.writeable = outputs.flags.writeable = False

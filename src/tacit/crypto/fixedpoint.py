@@ -63,7 +63,7 @@ class FixedPoint:
         if most > self.largest:
             raise RangeError(
                 f"{name}: the largest magnitude is {most:g}, and {self.largest:g} fits {self.ring} with {self.fraction} "
-                f"fractional bits; divide {name} by {most / self.largest:.3g} or more, or take fewer fractional bits"
+                f"fractional bits; divide {name} by {_up(most / self.largest)} or more, or take fewer fractional bits"
             )
         scaled = np.rint(np.ldexp(reals, self.fraction))
         return scaled.astype(self.ring.signed).view(self.ring.dtype)
@@ -79,6 +79,11 @@ class FixedPoint:
         signed = self.ring.require(elements).view(self.ring.signed)
         shifted: Elements = (signed >> self.ring.signed.type(bits)).view(self.ring.dtype)
         return shifted
+
+
+def _up(value: float) -> str:
+    """Rounded up to three digits that count."""
+    return f"{value * 1.005:.3g}"
 
 
 def truncate_share(share: Elements, bits: int, party: int) -> Elements:

@@ -321,7 +321,7 @@ def _steps_of(circuit: Circuit) -> tuple[list[_Step], list[tuple[_Value, _Value]
     wires = [(_NO_LABEL, _Value(True, -3 - row)) for row in range(mine)]
     wires += [(_Value(False, -3 - row), _NO_PLANE) for row in range(others)]
     steps: list[_Step] = []
-    levels = circuit.levels.tolist()
+    levels = [0] * sum(circuit.inputs)  # of all ANDs: those of one party's own bits are garbled too
     gate = 0
 
     def add(kind: int, reads: tuple[_Value, ...]) -> _Value:
@@ -334,6 +334,7 @@ def _steps_of(circuit: Circuit) -> tuple[list[_Step], list[tuple[_Value, _Value]
         return a if b == nothing else b if a == nothing else add(kind, (a, b))
 
     for kind, a, b in circuit.gates.tolist():
+        levels.append(max(levels[a], levels[b]) + (kind == Kind.AND))
         (label_a, plane_a), (label_b, plane_b) = wires[a], wires[b]
         if kind == Kind.AND:
             wires.append((add(_AND, (label_a, label_b, plane_a, plane_b)), _NO_PLANE))

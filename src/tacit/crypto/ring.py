@@ -102,8 +102,9 @@ class Ring:
             out += (pair[0] @ pair[1]).numpy().view(self.dtype)
 
     def _writeable(self, values: Elements) -> Elements:
-        """The values as torch takes them: signed, and not read-only, which it warns of."""
-        return (values if values.flags.writeable else values.copy()).view(self.signed)
+        """The values as torch takes them: signed, not read-only, which it warns of, and forwards in memory."""
+        fine = values.flags.writeable and min(values.strides) >= 0
+        return (values if fine else values.copy()).view(self.signed)
 
     def conv2d(
         self, images: Elements, filters: Elements, *, stride: int = 1, padding: int = 0
@@ -153,6 +154,8 @@ class Ring:
 
 def _multiply_add_native(loaded: Native, left: Elements, right: Elements, out: Elements) -> None:
     lib, ffi = loaded
+    # A copy must live until C has read it.
+    left, right = (of.copy() if min(of.strides) < 0 else of for of in (left, right))
     scratch = np.empty(lib.tacit_ring_scratch() + 64, np.uint8)
     skip = -scratch.ctypes.data % 64
     failed = lib.tacit_ring_multiply_add(
@@ -164,9 +167,7 @@ def _multiply_add_native(loaded: Native, left: Elements, right: Elements, out: E
 
 
 def _strided(ffi: Any, values: Elements) -> tuple[Any, Any]:
-    """A matrix as C takes it: where it begins and its strides, in elements, which are never negative."""
-    if min(values.strides) < 0:
-        values = values.copy()
+    """A matrix as C takes it: where it begins, and its strides in elements."""
     steps = [stride // values.itemsize for stride in values.strides]
     return ffi.cast("void *", values.ctypes.data), ffi.new("size_t[2]", steps)
 

@@ -31,7 +31,7 @@ from tacit.parties.two_party.store import StreamedStore, TripleStore
 from tacit.parties.two_party.transfers import Transfers
 from tacit.parties.views import COUNTS, Recording
 
-S0, S1, DEALER = SERVERS_AND_DEALER = Role("server", 0), Role("server", 1), Role("dealer")
+S0, S1, DEALER = Role("server", 0), Role("server", 1), Role("dealer")
 SERVERS = S0, S1
 DEALT, TRANSFERRED = "dealer", "transfer"
 

@@ -45,18 +45,27 @@ def share_input(session: Session, owner: int, values: Elements | Size) -> Elemen
 
     **Leaks**: nothing. **Cost**: one message of 32 bytes from the owner: a seed, from which the other draws its share.
     """
+    if owner not in (0, 1):
+        raise ConfigError(f"party 0 or 1 expected, got {owner}")
     with session.step("share input") as step:
         if session.party != owner:
             shape = values.shape if isinstance(values, np.ndarray) else values
             (seed,) = step.recv(Expected((SEED_BYTES,), "u1"))
-            return session.ring.uniform(Coins.expanding(seed.tobytes()), shape)
+            return session.ring.uniform(_expanded(session, seed.tobytes()), shape)
         if not isinstance(values, np.ndarray):
             raise ConfigError("the owner of an input must give its values")
         key = session.coins.bytes(SEED_BYTES)
         step.send(np.frombuffer(key, np.uint8))
-        theirs = session.ring.uniform(Coins.expanding(key), values.shape)
+        theirs = session.ring.uniform(_expanded(session, key), values.shape)
         own: Elements = session.ring.require(values) - theirs
         return own
+
+
+def _require(session: Session, *shares: Elements) -> None:
+    """Refuse what is not in the session's ring before anything is sent: its difference to a mask would not be uniform."""
+    for share in shares:
+        if session.ring.require(share, "a share").ndim == 0:
+            raise ConfigError("a share without dimensions: give it one, of size 1")
 
 
 def open_to_both(session: Session, *shares: Elements) -> tuple[Elements, ...]:
@@ -64,6 +73,7 @@ def open_to_both(session: Session, *shares: Elements) -> tuple[Elements, ...]:
 
     **Leaks**: the values, to both. **Cost**: 1 round, an element each way for each value.
     """
+    _require(session, *shares)
     with session.step("open") as step:
         return step.opened(*shares)
 
@@ -73,12 +83,19 @@ def open_to(session: Session, party: int, *shares: Elements) -> tuple[Elements, 
 
     **Leaks**: the values, to that party. **Cost**: 1 round, an element one way for each value.
     """
+    _require(session, *shares)
+    if party not in (0, 1):
+        raise ConfigError(f"party 0 or 1 expected, got {party}")
     with session.step("open to one") as step:
         if session.party != party:
             step.send(*shares)
             return None
         theirs = step.recv(*(Expected(share.shape, share.dtype.str) for share in shares))
         return tuple(mine + other for mine, other in zip(shares, theirs, strict=True))
+
+
+def _expanded(session: Session, key: bytes) -> Coins:
+    return Coins.expanding(key, seeded=session.coins.seeded)
 
 
 def add_public(session: Session, share: Elements, values: Elements) -> Elements:
@@ -110,7 +127,7 @@ class Fixed:
         if self.part.transposed:
             raise ConfigError("take the rows before you transpose")
         first = self.part.start
-        part = replace(self.part, start=first + start, stop=first + stop)
+        part = replace(self.part, start=int(first + start), stop=int(first + stop))
         return Fixed(part, *(of[start:stop] for of in (self.share, self.opened, self.mask)))
 
     @property
@@ -135,6 +152,7 @@ def fix(session: Session, name: str, share: Elements) -> Fixed:
 
     **Source**: SecureML, section 4.2: the data are masked once for all epochs.
     """
+    _require(session, share)
     with session.step("fix", Mask(name, share.shape)) as step:
         mask = step.material["a"]
         (opened,) = step.opened(share - mask)
@@ -149,6 +167,7 @@ def product(session: Session, op: Bilinear, left: Factor, right: Factor, name: s
     **Cost**: 1 round, none if both operands are fixed; an element each way for each element of the operands that are not.
     """
     ring = session.ring
+    _require(session, *(of for of in (left, right) if not isinstance(of, Fixed)))
     uses = Product(op, _operand(left), _operand(right))
     with session.step(name, uses) as step:
         material = step.material
@@ -202,6 +221,7 @@ def square(session: Session, share: Elements) -> Elements:
 
     **Leaks**: nothing. **Cost**: 1 round, an element each way for each value: half of `multiply`.
     """
+    _require(session, share)
     with session.step("square", Square(share.shape)) as step:
         (opened,) = step.opened(share - step.material["a"])
         twice = step.material["a"] + step.material["a"]

@@ -417,6 +417,14 @@ class Plan:
     correlations: tuple[Correlation, ...]
     names: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        masks = [one.name for one in self.correlations if isinstance(one, Mask)]
+        if len(masks) != len(set(masks)):
+            twice = next(name for name in masks if masks.count(name) > 1)
+            raise ConfigError(
+                f"two fixed operands are called {twice!r}: each needs a name of its own"
+            )
+
     def name(self, number: int) -> str:
         """Under which the costs of a correlation are booked."""
         return self.names[number] if self.names else type(self.correlations[number]).__name__

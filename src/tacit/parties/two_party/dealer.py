@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from tacit.core.coins import Coins
-from tacit.core.errors import ProtocolError
+from tacit.core.errors import ProtocolError, StoreError
 from tacit.crypto.ring import Elements, Ring
 from tacit.parties.pair import Channel
 from tacit.parties.two_party.correlations import Correlation, Field, Mask, Material, Plan, uniform
@@ -146,8 +146,8 @@ def deal(plan: Plan, servers: tuple[Channel, Channel], coins: Coins) -> None:
                 f"{len(plan.correlations)}, of which {done} were dealt"
             )
         done = numbers.stop
-        first, second = (stream.child(_window(numbers)) for stream in streams)
         for number in numbers:
+            first, second = (stream.child(str(number)) for stream in streams)
             correlation = plan.correlations[number]
             _, free = draw(correlation, plan.ring, (first, second))
             _, lacking = split(correlation, plan.ring, first, free, masks)
@@ -183,16 +183,22 @@ class Dealt:
         self.name = name.tobytes()
         self._coins = Coins.expanding(key.tobytes(), seeded=seeded)
         self._under_way: deque[Arriving] = deque()
+        self._done = 0
 
     def prepare(self, numbers: range) -> Sequence[Material]:
         """This server's part of these correlations; server 1 asks the dealer for what it lacks."""
         if not numbers:
             return []
-        coins = self._coins.child(_window(numbers))
+        if numbers.start < self._done:  # the same masks would go out again
+            raise StoreError(
+                f"correlations {numbers.start} to {numbers.stop} are asked for, and those before {self._done} "
+                "have been handed out: prepare anew"
+            )
+        self._done = numbers.stop
         if self._party == 1:
             with self._wire.during(OFFLINE, self.plan.name(numbers.start)):
                 self._wire.send("deal", np.array([numbers.start, numbers.stop], "<i8"))
-        return [self._one(number, coins) for number in numbers]
+        return [self._one(number, self._coins.child(str(number))) for number in numbers]
 
     def _one(self, number: int, coins: Coins) -> Material:
         ring, correlation = self.plan.ring, self.plan.correlations[number]
@@ -207,9 +213,9 @@ class Dealt:
         def complete() -> Mapping[str, Elements]:
             while self._under_way[0] is not arriving:  # what the dealer sent earlier comes first
                 self._under_way[0].arrive()
-            self._under_way.popleft()
             with self._wire.during(OFFLINE, self.plan.name(number)):
                 came = self._wire.recv("dealt", [expected_of(field, ring) for field in derived])
+            self._under_way.popleft()
             return dict(zip((field.name for field in derived), came, strict=True))
 
         arriving = Arriving(part, [field.name for field in derived], complete)
@@ -226,7 +232,3 @@ class Dealt:
 def expected_of(field: Field, ring: Ring) -> Expected:
     """What arrives of a field."""
     return Expected(field.shape, "<u8" if field.bits else ring.dtype.str)
-
-
-def _window(numbers: range) -> str:
-    return f"{numbers.start}..{numbers.stop}"

@@ -308,6 +308,12 @@ def start(
             raise ProtocolError(
                 f"{channel.peer} has another {name}: prepare both parties' correlations in one preprocessing"
             )
+    if transfers is not None:
+        if not isinstance(transfers.wire, CheckedWire) or transfers.wire.channel is not channel:
+            raise ConfigError(
+                "the transfers were begun with another peer, or on a line that is gone"
+            )
+        transfers.wire = wire
     try:
         store.skip_to(max(store.position, int(theirs[-1])))
     except StoreError as error:

@@ -8,6 +8,7 @@ killed, the other does not use either.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
@@ -105,6 +106,18 @@ def check_skip(plan: Plan, position: int, to: int) -> None:
         )
 
 
+def check_process(process: int) -> None:
+    """Check that a store, or what else must not be used twice, is still with the process that made it.
+
+    Raises:
+        StoreError: this is a fork, in which it would be used a second time.
+    """
+    if process != os.getpid():
+        raise StoreError(
+            "correlations and transfers belong to the process that made them: prepare others after the fork"
+        )
+
+
 class MemoryStore:
     """A store of all correlations at once, in memory.
 
@@ -124,6 +137,7 @@ class MemoryStore:
             )
         self.plan, self.name = plan, name
         self._left = deque(materials)
+        self._process = os.getpid()
 
     @classmethod
     def filled(cls, preprocessor: Preprocessor) -> MemoryStore:
@@ -139,6 +153,7 @@ class MemoryStore:
 
     def take(self, wanted: Correlation) -> tuple[int, Material]:
         """The next correlation's number and this party's part of it."""
+        check_process(self._process)
         number = self.position
         next_of(self.plan, number, wanted)
         return number, self._left.popleft()
@@ -169,12 +184,15 @@ class StreamedStore:
         self._preprocessor = preprocessor
         self._windows = deque(self.plan.windows(window))
         self._held: deque[Material] = deque()
+        self._process = os.getpid()
 
     def take(self, wanted: Correlation) -> tuple[int, Material]:
         """The next correlation's number and this party's part of it; a window is made if none is left."""
         next_of(self.plan, self.position, wanted)
         if not self._held:
-            self._held.extend(self._preprocessor.prepare(self._windows.popleft()))
+            self._held.extend(self._preprocessor.prepare(self._windows[0]))
+            self._windows.popleft()
+        check_process(self._process)
         self.position += 1
         return self.position - 1, self._held.popleft()
 

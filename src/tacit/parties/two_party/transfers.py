@@ -16,6 +16,7 @@ Source: `tacit.crypto.ot`; Gilboa, "Two Party RSA Key Generation" (CRYPTO 1999),
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,7 @@ from tacit.crypto.ot import (
 from tacit.crypto.packing import pack, packed_bytes, unpack
 from tacit.crypto.ring import Elements, Ring
 from tacit.parties.two_party.session import OFFLINE, Expected, Session, Wire
+from tacit.parties.two_party.store import check_process
 
 BASE = 128
 _BATCH = 1 << 18  # transfers in one extension: 4 MB of u
@@ -63,12 +65,14 @@ class Transfers:
     receiver: ExtensionReceiver
     hash_keys: tuple[bytes, bytes]
     _hashed: list[int] = field(default_factory=lambda: [0, 0])
+    _process: int = field(default_factory=os.getpid)
 
     def __repr__(self) -> str:
         return f"Transfers(party={self.party}, {self.sender}, {self.receiver})"
 
     def tweaks(self, sender: int, count: int) -> int:
         """The first of so many tweaks of the hash of that direction, which nothing else gets."""
+        check_process(self._process)
         first = self._hashed[sender]
         self._hashed[sender] += count
         return first
@@ -91,7 +95,7 @@ class Transfers:
 def begin(wire: Wire, party: int, coins: Coins) -> Transfers:
     """The base transfers of both directions.
 
-    **Leaks**: nothing, to who follows the protocol. **Cost**: 2 rounds; each way 4 kB and, for each party, 768 scalar
+    **Leaks**: nothing, to who follows the protocol. **Cost**: 2 rounds; each way 4 kB and, for each party, 512 scalar
     multiplications on Curve25519, some 60 ms.
     """
     offered, delta = offer(coins), delta_of(coins)
@@ -168,7 +172,7 @@ class _Piece:
 
 def _pieces(sums: Sums, ring: Ring) -> list[_Piece]:
     m, k, n = sums.shape
-    rows = min(_BATCH // (k * sums.planes(ring)), _NUMBERS // (k * n))
+    rows = min(_BATCH // max(1, k * sums.planes(ring)), _NUMBERS // max(1, k * n))
     step = max(1, rows)
     return [_Piece(sums, start, min(m, start + step)) for start in range(0, m, step)]
 
@@ -190,7 +194,7 @@ def correlated_sums(
     **Leaks**: nothing, to who follows the protocol.
 
     **Cost**: for each row of each factor's bit b, 16 bytes from the chooser and n numbers of ``bits - b`` bits back; two
-    rounds for some hundred thousand transfers at a time, the directions side by side.
+    rounds for some hundred thousand transfers at a time, four where both directions run side by side.
     """
     out = [np.zeros((one.shape[0], one.shape[2]), ring.dtype) for one in sums]
     queues = [_pieces(one, ring) for one in sums]
@@ -218,7 +222,7 @@ def _ask(
     return planes, transfers.choose("choose", planes.reshape(-1))
 
 
-def _numbers(ring: Ring, width: int) -> np.dtype[Any]:
+def _numbers(width: int) -> np.dtype[Any]:
     """In what numbers of so many bits are computed."""
     return np.dtype(np.uint32 if width <= 32 else np.uint64)
 
@@ -245,7 +249,7 @@ def _answer(transfers: Transfers, ring: Ring, piece: _Piece, numbers: Elements) 
     packed = []
     for plane in range(planes):
         width = ring.bits - plane
-        dtype = _numbers(ring, width)
+        dtype = _numbers(width)
         at = first + plane * 64 * words
         zero = _masks(key, rows[plane], piece.count, n, dtype, at).reshape(many, k, n)
         one = _masks(key, rows[plane] ^ transfers.delta, piece.count, n, dtype, at)
@@ -275,7 +279,7 @@ def _take(
     share = np.zeros((many, n), ring.dtype)
     for plane in range(planes):
         width = ring.bits - plane
-        dtype = _numbers(ring, width)
+        dtype = _numbers(width)
         mine = _masks(key, rows[plane], count, n, dtype, first + plane * 64 * words)
         chosen = unpack(np.ascontiguousarray(came[plane]), count * n, width, dtype)
         chosen = chosen.reshape(count, n)
@@ -297,8 +301,8 @@ def bit_products(transfers: Transfers, chooser: int, own: Planes) -> Planes:
         chooser: the party whose bits choose.
         own: this party's bits, (rows, words).
 
-    **Leaks**: nothing, to who follows the protocol. **Cost**: 2 rounds; for each bit 16 bytes
-    from the chooser and a bit back.
+    **Leaks**: nothing, to who follows the protocol. **Cost**: 2 rounds for 2^18 bits at
+    a time; for each bit 16 bytes from the chooser and a bit back.
     """
     rows, words = own.shape
     key = transfers.hash_keys[1 - chooser]
