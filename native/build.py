@@ -8,7 +8,17 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("masks.c", "quantisation.c", "packing.c", "shamir.c", "bits.c", "ot.c", "gates.c", "ring.c", "garbling.c")
+SOURCES = (
+    "masks.c",
+    "quantisation.c",
+    "packing.c",
+    "shamir.c",
+    "bits.c",
+    "ot.c",
+    "gates.c",
+    "ring.c",
+    "garbling.c",
+)
 
 DECLARED = [
     line

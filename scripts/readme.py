@@ -236,6 +236,24 @@ def transport() -> str:
     return _table(head, rows) + "\n\n" + _measured_on(result)
 
 
+def two_party() -> str:
+    """The rows of results/bench-two-party.json."""
+    result = _result("bench-two-party")
+    rows = [
+        [
+            row["case"],
+            row["metric"],
+            f"{row['tacit']:.3g}",
+            row["peer"] or "—",
+            "—" if row["peer"] is None else f"{row['peer_value']:.3g}",
+            "—" if row["ratio"] is None else f"{row['ratio']:.3g}×",
+        ]
+        for row in result["rows"]
+    ]
+    head = ["case", "metric", "here", "peer", "the peer", "here is better by"]
+    return _table(head, rows) + "\n\n" + _measured_on(result, kernels=True)
+
+
 def curve() -> str:
     """Accuracy against the budget of one value, from results/reproduce-3.json, as a picture."""
     figures = {f["name"]: f for f in _result("reproduce-3")["figures"]}
@@ -313,12 +331,14 @@ PICTURES: dict[str, Callable[[], str]] = {"docs/images/plot-selective-svt.svg": 
 TABLES: dict[str, Callable[[], str]] = {
     "papers": papers, "matrix": matrix, "leakage": leakage, "selective": selective,
     "secure": secure, "secure-brief": secure_brief, "secagg": secagg, "transport": transport,
+    "bench-two-party": two_party,
 }  # fmt: skip
 PAGES = {
-    "README.md": tuple(name for name in TABLES if name != "secure"),
+    "README.md": tuple(name for name in TABLES if name not in ("secure", "bench-two-party")),
     "docs/papers/03-selective-sgd.md": ("selective",),
     "docs/papers/06-secure-aggregation.md": ("secure", "secagg"),
     "docs/federation.md": ("transport",),
+    "docs/two-party.md": ("bench-two-party",),
 }
 
 
