@@ -1,8 +1,9 @@
 """A tweakable hash of 128-bit blocks from AES-128 under a public key, safe where two inputs differ by a secret.
 
 ``H(x, i) = pi(pi(x) ^ i) ^ pi(x)``, called TMMO, where pi is AES-128 under a 16-byte key. Who garbles or extends draws the
-key anew for each use and sends it along: it is no secret, but what an attacker computes under one key helps against no
-other.
+key anew for each session and direction and sends it along: it is no secret, but what an attacker computes under one key
+helps against no other. With q hashes under one delta and p evaluations of AES, an attacker's advantage is of the order of
+q p / 2^127.
 
 Why not the shorter ``pi(x) ^ x``, with or without the tweak added: garbling and oblivious transfer hash both x and
 ``x ^ delta`` and may add delta to the result. Who sees ``H(x ^ delta) ^ delta`` and knows x would then have

@@ -81,7 +81,8 @@ def garbled(
         session: of this party.
         circuit: to evaluate.
         own: this party's bits, (inputs[party], words); party 1's are not looked at where ``labels`` are given.
-        labels: garbled bits that take the place of party 1's input.
+        labels: garbled bits that take the place of party 1's input; made with this session's transfers, since labels
+            under another offset evaluate to nonsense, unnoticed.
         name: of the operation.
 
     Returns:
@@ -266,7 +267,8 @@ def prepared_sum(session: Session, circuit: Circuit, share: Elements) -> tuple[B
     Returns:
         Labels of the outputs; and, for party 0, the random bits that the circuit took, (more, words).
 
-    **Leaks**: nothing, to who follows the protocol.
+    **Leaks**: nothing, to who follows the protocol, if inputs do not depend on the tables, which party 1 had before: the
+    cited proof is for inputs that are fixed when it sees them.
 
     **Cost**: 3 rounds; for each value an element from party 0, a bit from party 1 for each of its bits, and 16 bytes back
     for each.

@@ -1,7 +1,7 @@
 """A session: two parties who have agreed on ring, precision and correlations, and compute step by step in the same order.
 
-Every message carries the operation's name and number, so that two parties who are not at the same place stop at once. What
-comes from the peer is checked against what must come before anything is done with it.
+Every message of a session carries the operation's name and number, so that two parties who are not at the same place stop
+at once. What comes from the peer is checked against what must come before anything is done with it.
 """
 
 from __future__ import annotations
