@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import random  # noqa: TID251 - of tests alone, seeded
 import selectors
+import signal
 import socket
 import threading
 import time
@@ -19,7 +20,7 @@ from tacit.core.errors import PeerDropped, ProtocolError, WireError
 from tacit.core.wire import Message
 from tacit.parties.links.frames import HEAD, Header, Kind
 from tacit.parties.links.link import Came, Gone, Link, RoleTaken, Shape
-from tacit.parties.links.reactor import Limits, Pipe, Reactor, close_softly
+from tacit.parties.links.reactor import Limits, Pipe, Reactor, Unbroken, close_softly
 from tacit.parties.roles import Role
 
 from .proxy import Running, until
@@ -559,3 +560,14 @@ def test_no_message_is_shown() -> None:
         link = Link(THERE, loop, Limits(), lambda came: None)
         link.post(b"a secret", ticket=0)
         assert "secret" not in repr(link) + repr(Came(THERE, 0, b"a secret"))
+
+
+def test_an_interrupt_waits_until_what_must_not_break_is_done() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        with Unbroken(), Unbroken():
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+        done.append(2)
+    assert done == [1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -22,6 +22,7 @@ import itertools
 import os
 import queue
 import selectors
+import signal
 import socket
 import ssl
 import threading
@@ -29,7 +30,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tacit.core.errors import AuthenticationFailed, PeerDropped, ProtocolError, WireError
 from tacit.core.wire import MAX_FRAME, Message, encode
@@ -244,15 +245,50 @@ class Reactor:
             due = max(0.0, self._timers[0].at - time.monotonic())
             timeout = due if most is None else min(due, most)
         try:
-            for key, events in self._selector.select(timeout):
-                key.data(events)
-            for _ in range(len(self._tasks)):
-                self._tasks.popleft()()
-            now = time.monotonic()
-            while self._timers and self._timers[0].at <= now:
-                heapq.heappop(self._timers).do()
+            ready = self._selector.select(timeout)
+            due_now = bool(self._timers) and self._timers[0].at <= time.monotonic()
+            if ready or self._tasks or due_now:
+                with Unbroken():
+                    self._do(ready)
         except Exception as error:
             self.error = error
+
+    def _do(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+        for key, events in ready:
+            key.data(events)
+        for _ in range(len(self._tasks)):
+            self._tasks.popleft()()
+        now = time.monotonic()
+        while self._timers and self._timers[0].at <= now:
+            heapq.heappop(self._timers).do()
+
+
+class Unbroken:
+    """Ctrl-C takes effect after what is done inside: half a frame would be taken for the beginning of the next.
+
+    Of use in the main thread, which alone is interrupted; elsewhere it does nothing.
+    """
+
+    __slots__ = ("_before", "_came")
+
+    def __enter__(self) -> None:
+        self._before: Any = None
+        self._came = False
+        if threading.current_thread() is threading.main_thread():
+            before = signal.getsignal(signal.SIGINT)
+            if callable(before):
+                self._before = before
+                signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        del number, frame
+        self._came = True
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            if self._came:
+                self._before(signal.SIGINT, None)
 
 
 Payload = bytes | memoryview
@@ -311,6 +347,10 @@ class Pipe:
     def send(self, header: Header, payload: bytes | memoryview = b"") -> None:
         """Send a frame, or queue what the socket does not take; from any thread. A closed pipe drops it."""
         head = header.packed(len(payload))
+        with Unbroken():
+            self._send(head, payload)
+
+    def _send(self, head: bytes, payload: bytes | memoryview) -> None:
         with self._lock:
             if self.closed:
                 return
