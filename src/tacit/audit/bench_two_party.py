@@ -56,7 +56,7 @@ from tacit.parties.links.tcp import listen
 from tacit.parties.links.tcp_pair import LinkChannel, channel_over, run_party
 from tacit.parties.roles import Role
 from tacit.parties.two_party import arithmetic, boolean, garbling
-from tacit.parties.two_party.correlations import Correlation, Material, Plan, uniform
+from tacit.parties.two_party.correlations import Correlation, Masks, Material, Plan, uniform
 from tacit.parties.two_party.dealer import KEY_BYTES, NAME_BYTES, Arriving, draw, split
 from tacit.parties.two_party.oblivious import ByTransfer
 from tacit.parties.two_party.session import (
@@ -166,23 +166,25 @@ class Colocated:
                 "dealer start", *(np.frombuffer(part, np.uint8) for part in (keys[0], self.name))
             )
             self._coins = Coins.expanding(keys[0]), Coins.expanding(keys[1])
-        self._masks: dict[str, Elements] = {}
+        self._masks = Masks(plan)
 
     def prepare(self, numbers: range) -> Sequence[Material]:
         """This server's part of these correlations."""
-        return [self._one(self.plan.correlations[number]) for number in numbers]
+        return [self._one(number, self.plan.correlations[number]) for number in numbers]
 
-    def _one(self, correlation: Correlation) -> Material:
+    def _one(self, number: int, correlation: Correlation) -> Material:
         ring, derived = self.plan.ring, correlation.derived()
         if self._party == 0:
             fields = (*correlation.free(), *derived)
             return uniform(fields, ring, self._coins[0], 0)
         both, free = draw(correlation, ring, self._coins)
+        self._masks.keep(correlation, free)
         names = [field.name for field in derived]
 
         def make() -> Mapping[str, Elements]:
             with self._wire.during(OFFLINE):
                 _, lacking = split(correlation, ring, self._coins[0], free, self._masks)
+                self._masks.done(number)
             return dict(zip(names, lacking, strict=True))
 
         return Arriving(both[1], names, make)

@@ -21,6 +21,9 @@ from tacit.crypto.kernels import Native, native
 Elements = npt.NDArray[Any]
 """Ring elements: uint64 or uint32, any shape."""
 
+Sides = int | tuple[int, int]
+"""A number for both directions of an image, or one for down and one for across."""
+
 _FEW = 1024  # multiplications, below which numpy is faster
 _MANY = 1 << 28  # from here on torch's threads are
 
@@ -107,15 +110,15 @@ class Ring:
         return (values if fine else values.copy()).view(self.signed)
 
     def conv2d(
-        self, images: Elements, filters: Elements, *, stride: int = 1, padding: int = 0
+        self, images: Elements, filters: Elements, *, stride: Sides = 1, padding: Sides = 0
     ) -> Elements:
         """The exact cross-correlation, as torch's ``conv2d`` without groups and dilation.
 
         Args:
             images: (n, channels, height, width).
             filters: (out, channels, rows, columns).
-            stride: in both directions.
-            padding: zeros on each side.
+            stride: in both directions, or down and across.
+            padding: zeros on each side, or above and below, and left and right.
 
         Returns:
             (n, out, ...).
@@ -128,28 +131,71 @@ class Ring:
         return np.ascontiguousarray(flat.reshape(n, height, width, -1).transpose(0, 3, 1, 2))
 
     def patches(
-        self, images: Elements, window: tuple[int, ...], *, stride: int = 1, padding: int = 0
+        self, images: Elements, window: tuple[int, ...], *, stride: Sides = 1, padding: Sides = 0
     ) -> Elements:
         """What each output position of a convolution sees: (n, height, width, channels * rows * columns).
 
         Raises:
             ConfigError: the window is larger than the padded images, or a shape or setting is wrong.
         """
-        if self.require(images, "images").ndim != 4 or stride < 1 or padding < 0:
+        (down, across), (rows, columns) = both(stride), both(padding)
+        if (
+            self.require(images, "images").ndim != 4
+            or min(down, across) < 1
+            or min(rows, columns) < 0
+        ):
             raise ConfigError(
                 f"images (n, channels, height, width), stride from 1 and padding from 0 expected, got {images.shape}, "
                 f"{stride} and {padding}"
             )
-        if padding:
-            images = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+        if rows or columns:
+            images = np.pad(images, ((0, 0), (0, 0), (rows, rows), (columns, columns)))
         if window[0] > images.shape[2] or window[1] > images.shape[3]:
             raise ConfigError(f"a window of {window} does not fit into images of {images.shape}")
         seen = np.lib.stride_tricks.sliding_window_view(images, window, axis=(2, 3))
-        seen = seen[:, :, ::stride, ::stride].transpose(0, 2, 3, 1, 4, 5)
+        seen = seen[:, :, ::down, ::across].transpose(0, 2, 3, 1, 4, 5)
         return seen.reshape(*seen.shape[:3], -1)
+
+    def fold(
+        self,
+        seen: Elements,
+        image: tuple[int, ...],
+        window: tuple[int, ...],
+        *,
+        stride: Sides = 1,
+        padding: Sides = 0,
+    ) -> Elements:
+        """The transpose of `patches`: what stands at each output position added up where the position looked.
+
+        Args:
+            seen: (n, height, width, channels * rows * columns), of output positions.
+            image: (channels, height, width) of an image.
+            window: (rows, columns).
+            stride: as in `patches`.
+            padding: as in `patches`.
+
+        Returns:
+            (n, channels, height, width).
+        """
+        (down, across), (above, left) = both(stride), both(padding)
+        n, height, width, _ = seen.shape
+        channels, tall, wide = image
+        out = self.zeros((n, channels, tall + 2 * above, wide + 2 * left))
+        columns = seen.reshape(n, height, width, channels, *window).transpose(0, 3, 1, 2, 4, 5)
+        for row in range(window[0]):
+            for column in range(window[1]):
+                rows = slice(row, row + down * (height - 1) + 1, down)
+                across_ = slice(column, column + across * (width - 1) + 1, across)
+                out[:, :, rows, across_] += columns[..., row, column]
+        return out[:, :, above : above + tall, left : left + wide]
 
     def __str__(self) -> str:
         return f"Z_2^{self.bits}"
+
+
+def both(sides: Sides) -> tuple[int, int]:
+    """Down and across."""
+    return (sides, sides) if isinstance(sides, int) else sides
 
 
 def _multiply_add_native(loaded: Native, left: Elements, right: Elements, out: Elements) -> None:

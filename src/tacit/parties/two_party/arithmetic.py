@@ -25,6 +25,7 @@ from tacit.parties.two_party.correlations import (
     Elementwise,
     Mask,
     MatMul,
+    Operand,
     Part,
     Product,
     Size,
@@ -137,7 +138,39 @@ class Fixed:
         return Fixed(part, self.share.T, self.opened.T, self.mask.T)
 
 
-Factor = Elements | Fixed
+@dataclass(slots=True)
+class Kept:
+    """An operand of several products, in this party's part: its first product masks and opens it, the others use that again.
+
+    A matrix of weights, for instance, which a network multiplies with going forward and back.
+
+    Args:
+        name: no other fixed operand of the session has it.
+        share: this party's share of the operand.
+    """
+
+    name: str
+    share: Elements = field(repr=False)
+    fixed: Fixed | None = None
+
+    @property
+    def shape(self) -> Size:
+        """Of the operand."""
+        return self.share.shape
+
+    @property
+    def transposed(self) -> Fixed:
+        """The transposed matrix.
+
+        Raises:
+            ConfigError: there was no product yet.
+        """
+        if self.fixed is None:
+            raise ConfigError(f"{self.name} is transposed before its first product")
+        return self.fixed.transposed
+
+
+Factor = Elements | Kept | Fixed
 
 
 def fix(session: Session, name: str, share: Elements) -> Fixed:
@@ -156,7 +189,11 @@ def fix(session: Session, name: str, share: Elements) -> Fixed:
     with session.step("fix", Mask(name, share.shape)) as step:
         mask = step.material["a"]
         (opened,) = step.opened(share - mask)
-        return Fixed(Part(name, share.shape, 0, share.shape[0]), share, opened, mask)
+        return _fixed(name, share, opened, mask)
+
+
+def _fixed(name: str, share: Elements, opened: Elements, mask: Elements) -> Fixed:
+    return Fixed(Part(name, share.shape, 0, share.shape[0]), share, opened, mask)
 
 
 def product(session: Session, op: Bilinear, left: Factor, right: Factor, name: str) -> Elements:
@@ -167,25 +204,30 @@ def product(session: Session, op: Bilinear, left: Factor, right: Factor, name: s
     **Cost**: 1 round, none if both operands are fixed; an element each way for each element of the operands that are not.
     """
     ring = session.ring
-    _require(session, *(of for of in (left, right) if not isinstance(of, Fixed)))
-    uses = Product(op, _operand(left), _operand(right))
-    with session.step(name, uses) as step:
+    sides = [of.fixed or of if isinstance(of, Kept) else of for of in (left, right)]
+    fresh = {
+        key: of.share if isinstance(of, Kept) else of
+        for key, of in zip("ab", sides, strict=True)
+        if not isinstance(of, Fixed)
+    }
+    _require(session, *fresh.values())
+    with session.step(name, Product(op, *map(_operand, sides))) as step:
         material = step.material
-        fresh = [
-            (key, factor)
-            for key, factor in (("a", left), ("b", right))
-            if not isinstance(factor, Fixed)
-        ]
         opened = dict(
             zip(
-                (key for key, _ in fresh),
-                step.opened(*(share - material[key] for key, share in fresh)) if fresh else (),
+                fresh,
+                step.opened(*(share - material[key] for key, share in fresh.items()))
+                if fresh
+                else (),
                 strict=True,
             )
         )
-        a, e = (left.mask, left.opened) if isinstance(left, Fixed) else (material["a"], opened["a"])
-        b, f = (
-            (right.mask, right.opened) if isinstance(right, Fixed) else (material["b"], opened["b"])
+        for key, of in zip("ab", sides, strict=True):
+            if isinstance(of, Kept):
+                of.fixed = _fixed(of.name, of.share, opened[key], material[key])
+        (a, e), (b, f) = (
+            (of.mask, of.opened) if isinstance(of, Fixed) else (material[key], opened[key])
+            for key, of in zip("ab", sides, strict=True)
         )
         if session.party == 0:
             b = b + f  # e f + e b
@@ -195,8 +237,14 @@ def product(session: Session, op: Bilinear, left: Factor, right: Factor, name: s
         return out
 
 
-def _operand(factor: Factor) -> Size | Part:
-    return factor.part if isinstance(factor, Fixed) else factor.shape
+def _operand(factor: Factor) -> Operand:
+    match factor:
+        case Fixed():
+            return factor.part
+        case Kept():
+            return Mask(factor.name, factor.shape)
+        case _:
+            return factor.shape
 
 
 def multiply(session: Session, left: Factor, right: Factor) -> Elements:

@@ -23,7 +23,7 @@ from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError, StoreError
 from tacit.crypto.bits import unpack_plane, words_of
 from tacit.crypto.circuits import Circuit
-from tacit.crypto.ring import Elements, Ring
+from tacit.crypto.ring import Elements, Ring, Sides, both
 from tacit.parties.two_party.schedule import schedule_of
 
 Size = tuple[int, ...]
@@ -128,16 +128,32 @@ class MatMul:
 
 
 @dataclass(frozen=True, slots=True)
+class Scale:
+    """Each row of a matrix times the row's number: (n,) and (n, columns)."""
+
+    def apply(self, ring: Ring, left: Elements, right: Elements) -> Elements:
+        """The product."""
+        out: Elements = ring.require(left)[:, None] * ring.require(right)
+        return out
+
+    def shape(self, left: Size, right: Size) -> Size:
+        """Of the product."""
+        if len(left) != 1 or len(right) != 2 or left[0] != right[0]:
+            raise ConfigError(f"a number a row of a matrix expected, got {left} and {right}")
+        return right
+
+
+@dataclass(frozen=True, slots=True)
 class Conv2d:
     """The cross-correlation of images and filters (`tacit.crypto.ring.Ring.conv2d`).
 
     Args:
-        stride: in both directions.
-        padding: zeros on each side.
+        stride: in both directions, or down and across.
+        padding: zeros on each side, or above and below, and left and right.
     """
 
-    stride: int = 1
-    padding: int = 0
+    stride: Sides = 1
+    padding: Sides = 0
 
     def apply(self, ring: Ring, left: Elements, right: Elements) -> Elements:
         """The product."""
@@ -145,12 +161,82 @@ class Conv2d:
 
     def shape(self, left: Size, right: Size) -> Size:
         """Of the product."""
-        if len(left) != 4 or len(right) != 4 or left[1] != right[1] or self.stride < 1:
+        if len(left) != 4 or len(right) != 4 or left[1] != right[1] or min(both(self.stride)) < 1:
             raise ConfigError(f"images and filters that fit expected, got {left} and {right}")
-        height, width = ((left[i] + 2 * self.padding - right[i]) // self.stride + 1 for i in (2, 3))
+        height, width = (
+            (left[i + 2] + 2 * both(self.padding)[i] - right[i + 2]) // both(self.stride)[i] + 1
+            for i in (0, 1)
+        )
         if height < 1 or width < 1:
             raise ConfigError(f"filters of {right} are larger than padded images of {left}")
         return left[0], right[0], height, width
+
+
+@dataclass(frozen=True, slots=True)
+class FilterGradient:
+    """The gradient of a convolution's filters, from its images and the gradient of its output.
+
+    Args:
+        conv: the convolution.
+        window: of its filters: (rows, columns).
+    """
+
+    conv: Conv2d
+    window: tuple[int, int]
+
+    def apply(self, ring: Ring, left: Elements, right: Elements) -> Elements:
+        """The product: (out, channels, rows, columns)."""
+        seen, errors = self.matrices(ring, left, right)
+        flat = ring.matmul(errors, seen)
+        return flat.reshape(right.shape[1], left.shape[1], *self.window)
+
+    def matrices(self, ring: Ring, left: Elements, right: Elements) -> tuple[Elements, Elements]:
+        """What each output position saw, (positions, channels * rows * columns), and its errors, (out, positions)."""
+        seen = ring.patches(left, self.window, stride=self.conv.stride, padding=self.conv.padding)
+        errors = right.transpose(1, 0, 2, 3).reshape(right.shape[1], -1)
+        return seen.reshape(errors.shape[1], -1), errors
+
+    def shape(self, left: Size, right: Size) -> Size:
+        """Of the product."""
+        filters = right[1], left[1], *self.window
+        if len(right) != 4 or self.conv.shape(left, filters) != right:
+            raise ConfigError(f"images and a gradient that fit expected, got {left} and {right}")
+        return filters
+
+
+@dataclass(frozen=True, slots=True)
+class ImageGradient:
+    """The gradient of a convolution's images, from the gradient of its output and its filters.
+
+    Args:
+        conv: the convolution.
+        image: its images' (height, width).
+    """
+
+    conv: Conv2d
+    image: tuple[int, int]
+
+    def apply(self, ring: Ring, left: Elements, right: Elements) -> Elements:
+        """The product: (n, channels, height, width)."""
+        errors, filters = self.matrices(left, right)
+        return self.folded(ring, ring.matmul(errors, filters), left.shape, right.shape)
+
+    def matrices(self, left: Elements, right: Elements) -> tuple[Elements, Elements]:
+        """The errors of each output position, (positions, out), and the filters, (out, channels * rows * columns)."""
+        return left.transpose(0, 2, 3, 1).reshape(-1, left.shape[1]), right.reshape(len(right), -1)
+
+    def folded(self, ring: Ring, columns: Elements, left: Size, right: Size) -> Elements:
+        """What came for each output position added up where the position looked."""
+        seen = columns.reshape(left[0], *left[2:], -1)
+        image = right[1], *self.image
+        return ring.fold(seen, image, right[2:], stride=self.conv.stride, padding=self.conv.padding)
+
+    def shape(self, left: Size, right: Size) -> Size:
+        """Of the product."""
+        images = left[0], right[1], *self.image
+        if len(left) != 4 or self.conv.shape(images, right) != left:
+            raise ConfigError(f"a gradient and filters that fit expected, got {left} and {right}")
+        return images
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,14 +277,6 @@ class Part:
         return rows.T if self.transposed else rows
 
 
-Operand = Size | Part
-
-
-def size_of(operand: Operand) -> Size:
-    """The shape of an operand."""
-    return operand.size if isinstance(operand, Part) else operand
-
-
 @dataclass(frozen=True, slots=True)
 class Mask:
     """The mask of an operand that stays the same for many products.
@@ -226,13 +304,28 @@ class Mask:
         return ()
 
 
+Operand = Size | Mask | Part
+
+
+def size_of(operand: Operand) -> Size:
+    """The shape of an operand."""
+    match operand:
+        case Part():
+            return operand.size
+        case Mask():
+            return operand.shape
+        case _:
+            return operand
+
+
 @dataclass(frozen=True, slots=True)
 class Product:
     """A Beaver triple of any bilinear product: masks a and b, and c = a * b.
 
     Args:
         op: the product.
-        left: the shape of the left operand; or rows of a `Mask`, which then has no mask of its own here.
+        left: the shape of the left operand; or a `Mask`, which is made here, and which later products may use again; or rows
+            of one that was made before, which then has no mask of its own here.
         right: likewise.
     """
 
@@ -243,7 +336,7 @@ class Product:
     def free(self) -> tuple[Field, ...]:
         """The masks of operands that have none yet."""
         named = (("a", self.left), ("b", self.right))
-        return tuple(Field(name, of) for name, of in named if not isinstance(of, Part))
+        return tuple(Field(name, size_of(of)) for name, of in named if not isinstance(of, Part))
 
     def derived(self) -> tuple[Field, ...]:
         """The product."""
@@ -393,6 +486,18 @@ class DaBits:
         return (unpack_plane(free["bits"], self.count).astype(ring.dtype),)
 
 
+def masks_made(correlation: Correlation) -> tuple[tuple[str, str], ...]:
+    """The fields of a correlation that are masks which later ones use again: (field, name of the mask)."""
+    match correlation:
+        case Mask():
+            return (("a", correlation.name),)
+        case Product():
+            sides = ("a", correlation.left), ("b", correlation.right)
+            return tuple((key, of.name) for key, of in sides if isinstance(of, Mask))
+        case _:
+            return ()
+
+
 def bytes_of(correlation: Correlation, ring: Ring) -> int:
     """What a party's part of it takes in memory, at most."""
     return sum(
@@ -418,12 +523,14 @@ class Plan:
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        masks = [one.name for one in self.correlations if isinstance(one, Mask)]
-        if len(masks) != len(set(masks)):
-            twice = next(name for name in masks if masks.count(name) > 1)
-            raise ConfigError(
-                f"two fixed operands are called {twice!r}: each needs a name of its own"
-            )
+        seen: set[str] = set()
+        for one in self.correlations:
+            for _, name in masks_made(one):
+                if name in seen:
+                    raise ConfigError(
+                        f"two fixed operands are called {name!r}: each needs a name of its own"
+                    )
+                seen.add(name)
 
     def name(self, number: int) -> str:
         """Under which the costs of a correlation are booked."""
@@ -440,6 +547,19 @@ class Plan:
         """What a party's store of it takes, about."""
         return sum(bytes_of(correlation, self.ring) for correlation in self.correlations)
 
+    def last_uses(self) -> Mapping[int, Sequence[str]]:
+        """By correlation, the masks that none after it uses: who makes correlations may forget them then."""
+        last: dict[str, int] = {}
+        for number, one in enumerate(self.correlations):
+            last.update((name, number) for _, name in masks_made(one))
+            if isinstance(one, Product):
+                sides = (one.left, one.right)
+                last.update((of.mask, number) for of in sides if isinstance(of, Part))
+        out: dict[int, list[str]] = {}
+        for name, number in last.items():
+            out.setdefault(number, []).append(name)
+        return out
+
     def windows(self, size: int) -> Sequence[range]:
         """Runs of correlations, in order, each of about ``size`` bytes or a single larger one."""
         out, start, held = [], 0, 0
@@ -452,6 +572,27 @@ class Plan:
         if start < len(self.correlations):
             out.append(range(start, len(self.correlations)))
         return out
+
+
+class Masks(dict[str, Elements]):
+    """The masks of a plan that are needed again, by name: kept when they are made, forgotten after their last use.
+
+    Args:
+        plan: the plan.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self._last = plan.last_uses()
+
+    def keep(self, correlation: Correlation, free: Mapping[str, Elements]) -> None:
+        """Keep the masks that a correlation makes."""
+        self.update((name, free[key]) for key, name in masks_made(correlation))
+
+    def done(self, number: int) -> None:
+        """That correlation was made."""
+        for name in self._last.get(number, ()):
+            self.pop(name, None)
 
 
 def all_masks(own: Material, counts: tuple[int, int, int], party: int) -> Elements:

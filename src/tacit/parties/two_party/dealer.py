@@ -21,7 +21,7 @@ from tacit.core.coins import Coins
 from tacit.core.errors import ProtocolError, StoreError
 from tacit.crypto.ring import Elements, Ring
 from tacit.parties.pair import Channel
-from tacit.parties.two_party.correlations import Correlation, Field, Mask, Material, Plan, uniform
+from tacit.parties.two_party.correlations import Correlation, Field, Masks, Material, Plan, uniform
 from tacit.parties.two_party.session import OFFLINE, CheckedWire, Expected
 
 KEY_BYTES = 32
@@ -52,7 +52,7 @@ def split(
     ring: Ring,
     coins: Coins,
     free: Mapping[str, Elements],
-    masks: dict[str, Elements],
+    masks: Masks,
 ) -> tuple[dict[str, Elements], list[Elements]]:
     """Server 0's shares of the derived fields, from its stream, and what server 1 lacks: its own, in order.
 
@@ -61,10 +61,9 @@ def split(
         ring: of elements.
         coins: server 0's stream, after the free fields.
         free: the free fields' values.
-        masks: the values of `Mask`s by name; that of the correlation is added.
+        masks: the values of masks that are needed again; those of the correlation are added.
     """
-    if isinstance(correlation, Mask):
-        masks[correlation.name] = free["a"]
+    masks.keep(correlation, free)
     kept = uniform(correlation.derived(), ring, coins, 0)
     values = correlation.derive(ring, free, masks)
     return kept, [
@@ -133,8 +132,7 @@ def deal(plan: Plan, servers: tuple[Channel, Channel], coins: Coins) -> None:
             "dealer start", *(np.frombuffer(part, np.uint8) for part in (key, name, plan.digest))
         )
     streams = [Coins.expanding(key, seeded=coins.seeded) for key in keys]
-    masks: dict[str, Elements] = {}
-    done = 0
+    masks, done = Masks(plan), 0
     while True:
         (asked,) = wires[1].recv("deal", [Expected((2,), "<i8")])
         numbers = range(*asked.tolist())
@@ -151,6 +149,7 @@ def deal(plan: Plan, servers: tuple[Channel, Channel], coins: Coins) -> None:
             correlation = plan.correlations[number]
             _, free = draw(correlation, plan.ring, (first, second))
             _, lacking = split(correlation, plan.ring, first, free, masks)
+            masks.done(number)
             if lacking:
                 wires[1].send("dealt", *lacking)
 

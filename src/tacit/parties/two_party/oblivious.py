@@ -28,11 +28,15 @@ from tacit.parties.two_party.correlations import (
     Correlation,
     DaBits,
     Elementwise,
+    FilterGradient,
+    ImageGradient,
     Mask,
+    Masks,
     Material,
     MatMul,
     Plan,
     Product,
+    Scale,
     Selection,
     Square,
     all_masks,
@@ -83,7 +87,7 @@ class ByTransfer:
                 "name of the preprocessing", (mine,), [Expected((NAME_BYTES,), "u1")]
             )
         self.name = (mine ^ theirs).tobytes()
-        self._masks: dict[str, Elements] = {}
+        self._masks = Masks(plan)
 
     def prepare(self, numbers: range) -> Sequence[Material]:
         """This party's part of these correlations, made with the other party."""
@@ -91,6 +95,7 @@ class ByTransfer:
         for number in numbers:
             with self.transfers.wire.during(OFFLINE, self.plan.name(number)):
                 out.append(self._one(self.plan.correlations[number]))
+            self._masks.done(number)
         return out
 
     def _one(self, correlation: Correlation) -> Material:
@@ -98,9 +103,10 @@ class ByTransfer:
         if isinstance(correlation, Garbling):
             return prepare_garbling(self.transfers, correlation, self._coins)
         own = uniform(correlation.free(), ring, self._coins, party)
+        self._masks.keep(correlation, own)
         match correlation:
             case Mask():
-                self._masks[correlation.name] = own["a"]
+                pass
             case Product():
                 own["c"] = self._product(correlation, own)
             case Square():
@@ -134,6 +140,19 @@ class ByTransfer:
                 flat_b = np.ascontiguousarray(b.reshape(len(b), -1))
                 crossed = self._matrices(flat_b, seen.reshape(-1, k).T)
                 out += crossed.reshape(len(b), n, rows, columns).transpose(1, 0, 2, 3)
+            case Scale():
+                flat_a = np.ascontiguousarray(a).reshape(-1, 1)
+                rows_b = np.ascontiguousarray(b)[:, None]
+                shape = b.shape[0], 1, b.shape[1]
+                crossed = self._crossed(shape, flat_a, rows_b, same=False)
+                out += crossed.reshape(out.shape)
+            case FilterGradient():
+                seen, errors = triple.op.matrices(ring, a, b)
+                out += self._matrices(errors, seen).reshape(out.shape)
+            case ImageGradient():
+                errors, filters = triple.op.matrices(a, b)
+                crossed = self._matrices(errors, filters)
+                out += triple.op.folded(ring, crossed, a.shape, b.shape)
             case _:
                 raise ConfigError(f"oblivious transfer does not prepare products by {triple.op}")
         return out
