@@ -309,6 +309,30 @@ def sum_of_shares(bits: int = 64, *, shallow: bool = True) -> Circuit:
 
 
 @cache
+def leading_one_of_sum(bits: int, *, shallow: bool = True) -> Circuit:
+    """Which bit of ``x + y`` modulo 2^bits is the highest that is 1: one output for each bit below the top, one of them 1.
+
+    The sum must not be negative in two's complement; of 0 all outputs are 0.
+    """
+    make = Builder((_checked(bits), bits))
+    total = _sum(make, make.first, make.second, shallow=shallow)[-2::-1]  # the highest first
+    none = [make.invert(bit) for bit in total]  # no 1 from the highest to here
+    step = 1
+    while step < len(none):
+        if shallow:
+            at = [i for i in range(len(none)) if i & step]
+            below = [none[(i & -step) - 1] for i in at]
+            for i, wire in zip(at, make.each(make.both, [none[i] for i in at], below), strict=True):
+                none[i] = wire
+            step *= 2
+        else:
+            none[step] = make.both(none[step], none[step - 1])
+            step += 1
+    first = make.each(make.xor, none[1:], none[:-1])
+    return make.circuit(f"leading 1 of a {bits}-bit sum", [*first[::-1], total[0]])
+
+
+@cache
 def carries_of_sum(bits: int, low: int, *, shallow: bool = True) -> Circuit:
     """Two carries of ``x + y``: the one into position ``low``, and the one out of the top.
 

@@ -369,6 +369,43 @@ class BatchNorm2d(_BatchNorm):
         return shape
 
 
+class SquareModule(nn.Module):
+    """``x^2``, an activation that costs two servers one product."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Squares."""
+        return x * x
+
+
+class PiecewiseLogisticModule(nn.Module):
+    """0 below -1/2, ``x + 1/2``, and 1 above 1/2: what stands for the logistic function where exponentials are dear.
+
+    Source: Mohassel and Zhang, "SecureML" (IEEE S&P 2017), section 4.3 (recalled).
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From 0 to 1."""
+        return (x + 0.5).clamp(0, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Square(_Layer):
+    """``x^2``."""
+
+    def module(self) -> nn.Module:
+        """The torch layer."""
+        return SquareModule()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PiecewiseLogistic(_Layer):
+    """0 below -1/2, ``x + 1/2``, and 1 above 1/2."""
+
+    def module(self) -> nn.Module:
+        """The torch layer."""
+        return PiecewiseLogisticModule()
+
+
 Layer = (
     Linear
     | Conv2d
@@ -378,6 +415,8 @@ Layer = (
     | LeakyReLU
     | Sigmoid
     | Tanh
+    | Square
+    | PiecewiseLogistic
     | Flatten
     | Softmax
     | LayerNorm
@@ -387,6 +426,12 @@ Layer = (
 )
 
 KINDS: Mapping[str, type[Layer]] = {kind.__name__: kind for kind in get_args(Layer)}
+
+OWN_MODULES: Mapping[str, type[nn.Module]] = {
+    "Square": SquareModule,
+    "PiecewiseLogistic": PiecewiseLogisticModule,
+}
+"""Of the kinds that torch does not have."""
 
 
 def _windows(image: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Shape:

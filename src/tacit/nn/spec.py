@@ -27,6 +27,7 @@ from tacit.core.errors import ConfigError, UnsupportedLayer
 from tacit.core.files import write_file
 from tacit.nn.layers import (
     KINDS,
+    OWN_MODULES,
     BatchNorm1d,
     BatchNorm2d,
     Layer,
@@ -43,7 +44,7 @@ MAX_ELEMENTS = 1 << 28  #: of the input or any layer's output, per example
 MAX_PARAMETERS = 1 << 30
 
 _READERS: Mapping[type[nn.Module], Callable[[Any, str], Layer]] = {
-    getattr(nn, name): kind.of for name, kind in KINDS.items()
+    OWN_MODULES.get(name) or getattr(nn, name): kind.of for name, kind in KINDS.items()
 }
 
 
