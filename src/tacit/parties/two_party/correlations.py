@@ -12,8 +12,8 @@ fixed operand: Mohassel and Zhang, "SecureML" (IEEE S&P 2017), section 4.1.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple, Protocol
 
@@ -496,6 +496,28 @@ def masks_made(correlation: Correlation) -> tuple[tuple[str, str], ...]:
             return tuple((key, of.name) for key, of in sides if isinstance(of, Mask))
         case _:
             return ()
+
+
+def renamed(correlation: Correlation, name: Callable[[str], str]) -> Correlation:
+    """The same with other names for its masks."""
+
+    def operand(of: Operand) -> Operand:
+        match of:
+            case Mask():
+                return replace(of, name=name(of.name))
+            case Part():
+                return replace(of, mask=name(of.mask))
+            case _:
+                return of
+
+    match correlation:
+        case Mask():
+            return replace(correlation, name=name(correlation.name))
+        case Product():
+            left, right = operand(correlation.left), operand(correlation.right)
+            return replace(correlation, left=left, right=right)
+        case _:
+            return correlation
 
 
 def bytes_of(correlation: Correlation, ring: Ring) -> int:

@@ -448,28 +448,33 @@ class Network:
                 errors = layer.backward(engine, errors, use, number > first)
 
     def learn(
-        self, engine: Engine, values: Factor, targets: Elements, loss: Loss, rate: Rate, use: str
+        self, engine: Engine, values: Factor, targets: Elements, loss: Loss, use: str
     ) -> Elements:
-        """One step of SGD; gives back the errors at the output, (n, outputs).
+        """Forward and backward: leaves a gradient at each parameter, summed over the batch.
 
         Args:
             engine: that computes.
             values: a batch, (n, ...).
             targets: (n, outputs).
             loss: what is made small.
-            rate: of the step, over the number of records.
             use: tells the masks of this step from others.
+
+        Returns:
+            The errors at the output, (n, outputs).
         """
         scores = self.forward(engine, values, use, learning=True)
         with engine.within("loss"):
             errors = loss.predicted(engine, scores) - targets
         self.backward(engine, errors, use)
+        return errors
+
+    def move(self, engine: Engine, rate: Rate) -> None:
+        """Take the rate times each gradient away, and forget the gradients."""
         for parameter in self.parameters:
             if parameter.gradient is not None:
-                move = rate.times(engine, parameter.gradient, parameter.extra)
-                parameter.value = parameter.value - move
+                step = rate.times(engine, parameter.gradient, parameter.extra)
+                parameter.value = parameter.value - step
             parameter.gradient = parameter.kept = None
-        return errors
 
     def weights(self) -> list[Elements]:
         """Parameters in torch's order and shapes."""

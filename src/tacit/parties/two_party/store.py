@@ -9,6 +9,7 @@ killed, the other does not use either.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
@@ -174,9 +175,13 @@ class StreamedStore:
     Args:
         preprocessor: makes them; it must be able to talk to its peer while the computation waits.
         window: bytes, about, of a window.
+        apart: wait for all of a window before any of it is used, so that `seconds` has all that the making took; otherwise
+            what can begin does.
     """
 
-    def __init__(self, preprocessor: Preprocessor, window: int = WINDOW) -> None:
+    def __init__(
+        self, preprocessor: Preprocessor, window: int = WINDOW, *, apart: bool = False
+    ) -> None:
         if window < 1:
             raise ConfigError(f"a window of at least one byte expected, got {window}")
         self.plan, self.name = preprocessor.plan, preprocessor.name
@@ -185,13 +190,18 @@ class StreamedStore:
         self._windows = deque(self.plan.windows(window))
         self._held: deque[Material] = deque()
         self._process = os.getpid()
+        self._apart = apart
+        self.seconds = 0.0
 
     def take(self, wanted: Correlation) -> tuple[int, Material]:
         """The next correlation's number and this party's part of it; a window is made if none is left."""
         next_of(self.plan, self.position, wanted)
         if not self._held:
-            self._held.extend(self._preprocessor.prepare(self._windows[0]))
+            begun = time.perf_counter()
+            made = self._preprocessor.prepare(self._windows[0])
+            self._held.extend([dict(part) for part in made] if self._apart else made)
             self._windows.popleft()
+            self.seconds += time.perf_counter() - begun
         check_process(self._process)
         self.position += 1
         return self.position - 1, self._held.popleft()

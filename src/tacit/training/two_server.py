@@ -1,0 +1,984 @@
+"""Training on data that neither of two servers sees ([5]).
+
+Mohassel and Zhang, "SecureML: a system for scalable privacy-preserving machine learning", IEEE S&P 2017. (Section numbers
+here are recalled.)
+
+Who holds what: each owner its records. Two servers hold shares: of all records and targets, of the weights, and of all that
+lies between. A dealer, who may be an owner that takes no other part, makes correlations and sees no data; without one the
+servers make them by oblivious transfer. Kept from either server, from the dealer, and from other owners: the records, and,
+until it is opened, the model. They must not collude: both servers together know everything, and so does a server with the
+dealer.
+
+Steps: (1) All say what they were told to run, and stop where it differs. (2) Each owner encodes its records as fixed-point
+numbers, with 13 fractional bits unless told otherwise, and shares them: a seed to server 0, the rest to server 1 (section
+4.1). (3) The servers trace the training into a plan of correlations, which are made a window at a time (section 4.1.2;
+client-aided: section 7). (4) Each batch is masked and opened the first time it is used, and that serves all epochs (4.2).
+(5) Step by step: forward, the error at the output, backward, weights less the rate times the gradient; products by Beaver
+triples, truncation by each server on its own share (theorem 1), activations by Boolean circuits on shares. (6) The model is
+opened to those whom the owners agreed on, each of whom gets both servers' shares.
+
+What differs from the paper: signs are found by bit-sliced circuits with a dealer, in 6 rounds, and by garbled ones without,
+as there; the division of relu-sum is one reciprocal a row; weights and activations are masked once a step.
+
+**Leaks**: to servers and dealer, what all agreed on: the network, the first weights, numbers of records, classes, the order
+of batches. To who gets the model, the model: what it says about a record is not bounded (see the matrix). If losses are
+shown, each is opened to both servers: the mean over one batch of the squared error, which bounds how well that batch is
+known and, batch by batch, tells records that are learned late. **Cost**: see docs/two-server.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from tacit.core.claims import Basis, Claim
+from tacit.core.coins import Coins
+from tacit.core.cost import CostMeter
+from tacit.core.errors import ConfigError, DataError, ProtocolError
+from tacit.core.wire import Array, Message
+from tacit.crypto.fixedpoint import FixedPoint
+from tacit.crypto.ring import Elements
+from tacit.nn.federated import Progress, Shard, Task, check_sgd, silent
+from tacit.nn.local_work import load_parameters, parameters_of
+from tacit.nn.spec import ModelSpec
+from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
+from tacit.parties.links.local import outputs_of, run_pair
+from tacit.parties.pair import Channel, Party
+from tacit.parties.roles import Role, owners
+from tacit.parties.runs import Held, Opened, Run
+from tacit.parties.two_party.arithmetic import Fixed, Kept, open_to_both, square
+from tacit.parties.two_party.correlations import Correlation, Material, Part, Plan, renamed
+from tacit.parties.two_party.dealer import KEY_BYTES, Dealt, deal
+from tacit.parties.two_party.engine import OnShares
+from tacit.parties.two_party.network import Loss, Network, Rate, encode, encoded, network_of
+from tacit.parties.two_party.oblivious import ByTransfer
+from tacit.parties.two_party.session import OFFLINE, CheckedWire, Expected, Session, start, traced
+from tacit.parties.two_party.store import WINDOW, Preprocessor, StreamedStore
+from tacit.parties.views import COUNTS, Observation, Recording, Update, View
+
+SERVERS = Role("server", 0), Role("server", 1)
+DEALER = Role("dealer")
+NOBODY = "nobody"
+
+SAVED_EVERY = 100
+"""Steps between two checkpoints."""
+
+_PIECE = 1 << 24  # bytes of a message of shares
+_LONGEST = 1 << 20  # bytes of terms
+_ENOUGH = 30 * 24 * 3600.0  # seconds; nobody in one process waits for a machine
+
+
+class Preprocessing(Enum):
+    """Who makes correlations."""
+
+    DEALER = "dealer"
+    TRANSFERS = "transfers"
+
+
+class Masks(Enum):
+    """What hides opened values. NONE is for controls: it protects nothing."""
+
+    UNIFORM = "uniform"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TwoServer:
+    """Mini-batch SGD by two servers on shares.
+
+    Args:
+        loss: squared-error, relu-sum (in place of softmax), or logistic (one output, or one a class).
+        epochs: passes over the records.
+        batch_size: records a step.
+        learning_rate: of a step; over the batch's size it is rounded to 8 bits, exactly if both are powers of two.
+        fraction: fractional bits.
+        preprocessing: dealer, or transfers between the servers alone.
+        window: bytes of correlations that are made at a time.
+        apart: make a window whole before it is used, so that offline and online seconds are told apart.
+        show_loss: open the loss of one batch in so many steps to both servers; 0 for never.
+        open_to: who gets the model: owners, one of them such as "owner 3", or nobody: it stays shared.
+        masks: none is for controls: it protects nothing.
+    """
+
+    loss: Loss = Loss.SQUARED_ERROR
+    epochs: int = 15
+    batch_size: int = 128
+    learning_rate: float = 0.125
+    fraction: int = 13
+    preprocessing: Preprocessing = Preprocessing.DEALER
+    window: int = WINDOW
+    apart: bool = False
+    show_loss: int = 0
+    open_to: str = "owners"
+    masks: Masks = Masks.UNIFORM
+
+    def __post_init__(self) -> None:
+        check_sgd(batch_size=self.batch_size, learning_rate=self.learning_rate)
+        _ = FixedPoint(self.fraction)
+        if min(self.epochs, self.window) < 1 or self.show_loss < 0:
+            raise ConfigError(
+                "epochs and window of at least 1 and show_loss from 0 expected, got "
+                f"{self.epochs}, {self.window} and {self.show_loss}"
+            )
+        kind, _, index = self.open_to.partition(" ")
+        if self.open_to not in ("owners", NOBODY) and not (kind == "owner" and index.isdigit()):
+            raise ConfigError(
+                f'open_to: owners, one of them such as "owner 0", or nobody; got {self.open_to!r}'
+            )
+
+    @property
+    def fixed(self) -> FixedPoint:
+        """Ring and precision."""
+        return FixedPoint(self.fraction)
+
+    def train(
+        self,
+        task: Task,
+        *,
+        coins: Coins,
+        recording: Recording = COUNTS,
+        progress: Progress = silent,
+        keep: Keep = keep_nothing,
+    ) -> Run[Opened[nn.Module]]:
+        """Train on the task's records, all parties in this process, and open the model.
+
+        Args:
+            task: what is to be learned, by whom.
+            coins: where all secrets come from.
+            recording: what to keep of the views.
+            progress: told after each step.
+            keep: makes the checkpoint from which a run that was killed goes on.
+
+        Raises:
+            UnsupportedLayer: the model has a layer that cannot be computed on shares.
+            RangeError: a value is out of the fixed-point range; names whose, and what would fit.
+            ConfigError: the model stays shared (`hold`).
+        """
+        if self.open_to == NOBODY:
+            raise ConfigError("open_to is nobody, so that no model comes out: use hold, or open it")
+        run, models = self._run(task, coins, recording, progress, keep)
+        to = self.receivers(task.owners)
+        return Run(
+            output=Opened(models[to[0]], to), cost=run.cost, views=run.views,
+            claims=claims_of(self), settings=plain_settings(self), seeded=coins.seeded,
+        )  # fmt: skip
+
+    def hold(
+        self,
+        task: Task,
+        *,
+        coins: Coins,
+        recording: Recording = COUNTS,
+        progress: Progress = silent,
+        keep: Keep = keep_nothing,
+    ) -> Run[Held[Sequence[Elements]]]:
+        """As `train`; the model stays shared, for instance for `tacit.training.two_server.predict`."""
+        run, _ = replace(self, open_to=NOBODY)._run(task, coins, recording, progress, keep)
+        held = {role: outcome.weights for role, outcome in run.output.items()}
+        return Run(
+            output=Held(held), cost=run.cost, views=run.views,
+            claims=claims_of(self), settings=plain_settings(self), seeded=coins.seeded,
+        )  # fmt: skip
+
+    def _run(
+        self, task: Task, coins: Coins, recording: Recording, progress: Progress, keep: Keep
+    ) -> tuple[Run[dict[Role, Outcome]], dict[Role, nn.Module]]:
+        checkpoints = _joint(keep({}))
+        parties = self.parties_of(task, coins, progress=progress, checkpoints=checkpoints)
+        done = run_pair(parties, recording=recording, deadline=_ENOUGH)
+        outputs = outputs_of(done)
+        models = {role: out for role, out in outputs.items() if isinstance(out, nn.Module)}
+        outcomes = {role: out for role, out in outputs.items() if isinstance(out, Outcome)}
+        return Run(
+            output=outcomes, cost=done.cost, views=done.views, claims=(), settings={}, seeded=False
+        ), models
+
+    def receivers(self, all_owners: Sequence[Role]) -> tuple[Role, ...]:
+        """Who gets the model.
+
+        Raises:
+            ConfigError: there is no such owner.
+        """
+        if self.open_to == NOBODY:
+            return ()
+        chosen = [o for o in all_owners if self.open_to in ("owners", str(o))]
+        if not chosen:
+            raise ConfigError(
+                f"open_to is {self.open_to!r}, and the last owner is {all_owners[-1]}"
+            )
+        return tuple(chosen)
+
+    def parties_of(
+        self,
+        task: Task,
+        coins: Coins,
+        *,
+        progress: Progress = silent,
+        checkpoints: Mapping[Role, Checkpoint] | None = None,
+        told: Told = lambda step, loss: None,
+    ) -> dict[Role, Party[Any]]:
+        """The function of every party: both servers, the owners whose records are here, and the dealer if there is one.
+
+        Args:
+            task: what is to be learned, by whom.
+            coins: where all secrets come from.
+            progress: told by server 0 after each step.
+            checkpoints: of the servers.
+            told: given each loss that is opened, at server 0.
+        """
+        terms = Terms.of(self, task)
+        kept = checkpoints or {}
+
+        def serve(party: int) -> Party[Outcome]:
+            role = SERVERS[party]
+            return lambda channels: server(
+                channels, party, terms, coins.child(str(role)), checkpoint=kept.get(role, NOTHING),
+                progress=progress if party == 0 else silent, told=told if party == 0 else _unheard,
+            )  # fmt: skip
+
+        def own(role: Role, shard: Shard) -> Party[nn.Module | None]:
+            return lambda channels: owner(channels, role, terms, shard, coins.child(str(role)))
+
+        parties: dict[Role, Party[Any]] = {role: serve(role.index) for role in SERVERS}
+        for role, shard in task.here().items():
+            parties[role] = own(role, shard)
+        if self.preprocessing is Preprocessing.DEALER:
+            parties[DEALER] = lambda channels: dealer(channels, terms, coins.child(str(DEALER)))
+        return parties
+
+    def observe(self, view: View, role: Role) -> Observation:
+        """At a server: what it computes from its view, by running its part again on what it received.
+
+        That is each batch as it was opened (less its mask), and its share of each step's gradient. At an owner: the model,
+        if it gets one. At the dealer: how far the servers came, which is nothing of the data.
+        """
+        if role in SERVERS:
+            return _replayed(self, view, role.index)
+        outputs = []
+        if role.kind == "owner":
+            shares = [frame.message() for frame in view.frames() if frame.message().tag == "model"]
+            if len(shares) == len(SERVERS):
+                both = zip(*(tuple(one.arrays("arrays")) for one in shares), strict=True)
+                weights = tuple(self.fixed.decode(a + b).astype(np.float32) for a, b in both)
+                outputs.append((0, weights))
+        return Observation(outputs=tuple(outputs))
+
+
+Told = Callable[[int, float], None]
+"""Given the number of a step and the loss of its batch."""
+
+
+def _unheard(step: int, loss: float) -> None:
+    """Nobody listens."""
+
+
+def plain_settings(scheme: TwoServer) -> dict[str, object]:
+    """The settings as plain values."""
+    return {k: v.value if isinstance(v, Enum) else v for k, v in asdict(scheme).items()}
+
+
+def claims_of(scheme: TwoServer) -> tuple[Claim, ...]:
+    """What holds for a run with these settings."""
+    if scheme.masks is Masks.NONE:
+        return ()
+    assumes = ["the servers follow the protocol, and do not collude with each other"]
+    if scheme.preprocessing is Preprocessing.DEALER:
+        assumes.append("the dealer follows it too, and colludes with neither")
+    return (
+        Claim(
+            statement="Neither server learns anything about the records or the weights beyond their numbers and sizes"
+            + (", and the losses that were opened." if scheme.show_loss else "."),
+            basis=Basis.PROVED,
+            source="Mohassel and Zhang, S&P 2017, section 4 (recalled): each opened value is masked once, uniformly",
+            assumes=(*assumes, "AES-256-CTR and SHA-256 are what they are taken for"),
+            hides=("server", "dealer"),
+        ),
+    )
+
+
+# --- what all agree on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What every party must have been told, each in the same words.
+
+    Args:
+        scheme: settings.
+        spec: the network.
+        start: its first weights, float32, which are public.
+        counts: records of each owner.
+        classes: of the labels.
+        seed: of the order of the records.
+        columns: names of the records' columns, where they have some.
+    """
+
+    scheme: TwoServer
+    spec: ModelSpec
+    start: tuple[npt.NDArray[np.float32], ...] = field(repr=False)
+    counts: tuple[int, ...]
+    classes: int
+    seed: int
+    columns: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, scheme: TwoServer, task: Task, columns: Sequence[str] = ()) -> Terms:
+        """The terms of a task.
+
+        Raises:
+            UnsupportedLayer: the model has a layer that cannot be computed on shares.
+            ConfigError: outputs, loss and classes do not go together.
+            RangeError: a weight is out of range.
+        """
+        spec = ModelSpec.of(task.start, task.input_shape)
+        terms = cls(
+            scheme=scheme, spec=spec, counts=task.records,
+            start=tuple(np.asarray(array, np.float32) for array in parameters_of(task.start)),
+            classes=task.classes, seed=task.seed, columns=tuple(columns),
+        )  # fmt: skip
+        terms.network(0)
+        terms.outputs  # noqa: B018 - checks itself
+        scheme.receivers(task.owners)
+        return terms
+
+    @property
+    def owners(self) -> tuple[Role, ...]:
+        """Everybody who has records."""
+        return owners(len(self.counts))
+
+    @property
+    def outputs(self) -> int:
+        """Numbers in a target: one a class, or a single one for two classes."""
+        shape = self.spec.output_shape
+        binary = shape == (1,) and self.classes == 2
+        if shape != (self.classes,) and not binary:
+            raise ConfigError(
+                f"a model with one output a class, {self.classes}, or one output for two classes expected; its outputs "
+                f"are of shape {shape}"
+            )
+        if binary and self.scheme.loss is Loss.RELU_SUM:
+            raise ConfigError(
+                "relu-sum of one output is always 1: give the model one output a class"
+            )
+        return shape[0]
+
+    def said(self) -> dict[str, str]:
+        """By name, as text."""
+        first = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in self.start))
+        return {
+            "version": "1",
+            **{name: str(value) for name, value in plain_settings(self.scheme).items()},
+            "network": self.spec.to_json(),
+            "first weights (SHA-256)": first.hexdigest(),
+            "records": json.dumps(self.counts),
+            "classes": str(self.classes),
+            "seed": str(self.seed),
+            "columns": json.dumps(self.columns),
+        }
+
+    def network(self, party: int) -> Network:
+        """The network with the first weights, as a server has them: server 0 the weights, server 1 zeros."""
+        arrays = encoded(self.spec, self.scheme.fixed, self.start)
+        shares = [array if party == 0 else np.zeros_like(array) for array in arrays]
+        return network_of(self.spec, self.scheme.fixed, shares)
+
+    def targets(self, labels: Array) -> npt.NDArray[np.float64]:
+        """What the network should say of each record: (n, outputs)."""
+        if self.outputs == 1:
+            return labels.astype(np.float64)[:, None]
+        return np.eye(self.classes)[np.asarray(labels, np.int64)]
+
+    # --- the order of the records
+
+    def order(self) -> Array:
+        """The order in which records are cut into batches: public, and the same in every epoch."""
+        return Coins.from_seed(f"order {self.seed}".encode()).permutation(sum(self.counts))
+
+    def batches(self) -> list[slice]:
+        """Rows of each batch, after `order`; the last may be smaller."""
+        count, size = sum(self.counts), self.scheme.batch_size
+        return [slice(at, min(at + size, count)) for at in range(0, count, size)]
+
+    def schedule(self) -> list[int]:
+        """The batch of each step: every epoch all of them, in an order of its own."""
+        count = len(self.batches())
+        epochs = range(self.scheme.epochs)
+        turns = [Coins.from_seed(f"{self.seed}/{e}".encode()).permutation(count) for e in epochs]
+        return [int(batch) for turn in turns for batch in turn]
+
+
+def agree(channels: Mapping[Role, Channel], terms: Terms) -> None:
+    """Tell each peer the terms, and stop if it was told others.
+
+    Raises:
+        ProtocolError: names the peer and what differs.
+
+    **Cost**: 1 round; the terms, some kilobytes.
+    """
+    mine = terms.said()
+    text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
+    for channel in channels.values():
+        channel.send("terms", text)
+    for peer, channel in channels.items():
+        (came,) = channel.recv("terms")
+        theirs = _read_terms(peer, came)
+        for name in sorted({*mine, *theirs}):
+            ours, other = mine.get(name, "nothing"), theirs.get(name, "nothing")
+            if ours != other:
+                raise ProtocolError(
+                    f"{peer} was told another {name} than this party: {_short(other)} there, {_short(ours)} here; give all "
+                    "parties the same settings, model and records"
+                )
+
+
+def _read_terms(peer: Role, came: Array) -> dict[str, str]:
+    try:
+        if came.dtype != np.uint8 or came.size > _LONGEST:
+            raise ValueError("no text")
+        said = json.loads(came.tobytes())
+        if not isinstance(said, dict) or not all(isinstance(v, str) for v in said.values()):
+            raise ValueError("no table of texts")
+    except ValueError as error:
+        raise ProtocolError(f"the terms of {peer} cannot be read: {error}") from error
+    return said
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# --- owners
+
+
+def owner(
+    channels: Mapping[Role, Channel], role: Role, terms: Terms, shard: Shard, coins: Coins
+) -> nn.Module | None:
+    """An owner's part: share the records between the servers, and wait for the model.
+
+    Args:
+        channels: to both servers.
+        role: this owner.
+        terms: what was agreed on.
+        shard: records and labels.
+        coins: for the shares.
+
+    Returns:
+        The model, if this owner is one of those to whom it is opened.
+
+    Raises:
+        RangeError: a value is out of range; names the column, and the precision that would fit.
+        DataError: the records are not as agreed.
+
+    **Leaks**: nothing, to either server alone. **Cost**: 32 bytes to server 0, eight for each value to server 1.
+    """
+    here = {peer: channels[peer] for peer in SERVERS}
+    inputs, labels = (part.numpy() for part in shard)
+    if len(inputs) != terms.counts[role.index]:
+        raise DataError(
+            f"{role} has {len(inputs)} records where {terms.counts[role.index]} were agreed on"
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < terms.classes:
+        raise DataError(f"the labels of {role} must be from 0 to {terms.classes - 1}")
+    values = [
+        _encoded_records(role, terms, inputs),
+        terms.scheme.fixed.encode(terms.targets(labels)),
+    ]
+    agree(here, terms)
+    key = coins.bytes(KEY_BYTES)
+    here[SERVERS[0]].send("key", np.frombuffer(key, np.uint8))
+    stream = Coins.expanding(key, seeded=coins.seeded)
+    for number, value in enumerate(values):
+        mask = terms.scheme.fixed.ring.uniform(stream.child(str(number)), value.shape)
+        for rows in _pieces(value.shape):
+            here[SERVERS[1]].send("rows", value[rows] - mask[rows])
+    if role not in terms.scheme.receivers(terms.owners):
+        for channel in here.values():
+            channel.recv("end")
+        return None
+    both = [here[peer].recv("model") for peer in SERVERS]
+    shapes = [array.shape for array in terms.start]
+    for peer, arrays in zip(SERVERS, both, strict=True):
+        if [array.shape for array in arrays] != shapes or {a.dtype for a in arrays} != {
+            np.dtype("<u8")
+        }:
+            raise ProtocolError(
+                f"{peer} opens a model of another form than the one that was agreed on"
+            )
+    model = terms.spec.build()
+    decoded = [terms.scheme.fixed.decode(a + b) for a, b in zip(*both, strict=True)]
+    load_parameters(model, decoded)
+    return model
+
+
+def _encoded_records(role: Role, terms: Terms, inputs: Array) -> Elements:
+    fixed, flat = terms.scheme.fixed, inputs.reshape(len(inputs), -1)
+    most = np.abs(flat).max(axis=0, initial=0.0)
+    worst = int(np.nan_to_num(most, nan=np.inf).argmax()) if most.size else 0
+    column = f"{terms.columns[worst]!r}" if terms.columns else f"{worst}"
+    return encode(fixed, np.asarray(inputs, np.float32), f"records of {role}, column {column}")
+
+
+def _pieces(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows that fit into one message."""
+    each = max(1, _PIECE // max(1, 8 * prod(shape[1:])))
+    for at in range(0, shape[0], each):
+        yield slice(at, min(shape[0], at + each))
+
+
+# --- servers
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a server has at the end.
+
+    Args:
+        weights: its shares of the weights, in torch's order and shapes.
+        steps: how many steps it took, in this run.
+        offline_s: seconds in which it waited for correlations; all that they took, if they were made apart.
+    """
+
+    weights: Sequence[Elements] = field(repr=False)
+    steps: int
+    offline_s: float
+
+
+Watch = Callable[[int, Kept | Fixed, Network], None]
+"""Given, before a step changes the weights, its number, the batch with its mask, and the network with its gradients."""
+
+
+def server(  # noqa: PLR0913 - a server's part, each by name
+    channels: Mapping[Role, Channel],
+    party: int,
+    terms: Terms,
+    coins: Coins,
+    *,
+    checkpoint: Checkpoint = NOTHING,
+    progress: Progress = silent,
+    told: Told = _unheard,
+    watch: Watch | None = None,
+    wrap: Callable[[StreamedStore], Any] = lambda store: store,
+) -> Outcome:
+    """A server's part.
+
+    Args:
+        channels: to the other server, all owners, and the dealer if there is one.
+        party: 0 or 1.
+        terms: what was agreed on.
+        coins: for its own draws; with a dealer it draws nothing.
+        checkpoint: where its shares of the weights are kept, and gone on with from there.
+        progress: told after each step.
+        told: given each loss that is opened.
+        watch: shown what this server has of each step: for audits.
+        wrap: put around the store of correlations: for tests.
+
+    Raises:
+        ProtocolError: a peer was told other terms, or breaks the protocol.
+    """
+    scheme, peer = terms.scheme, SERVERS[1 - party]
+    agree(channels, terms)
+    _same_weights(channels[peer], terms)
+    records, targets = _gathered(channels, party, terms)
+    network = terms.network(party)
+    at = _resumed(channels[peer], party, terms, checkpoint, network)
+    if DEALER in channels:
+        channels[DEALER].send("from", np.array([at], "<i8"))
+    plan = plan_of(terms, at)
+    preprocessor = _preprocessor(channels, party, terms, plan, coins)
+    store = StreamedStore(preprocessor, scheme.window, apart=scheme.apart)
+    transfers = preprocessor.transfers if isinstance(preprocessor, ByTransfer) else None
+    session = start(channels[peer], party, scheme.fixed, wrap(store), coins, transfers=transfers)
+    learner = _Learner(
+        session=session, terms=terms, network=network, records=records, targets=targets, at=at, watch=watch
+    )  # fmt: skip
+    learner.run(checkpoint, progress, told)
+    if isinstance(preprocessor, Dealt):
+        preprocessor.close()
+    weights = network.weights()
+    receivers = scheme.receivers(terms.owners)
+    for role in terms.owners:
+        if role in receivers:
+            channels[role].send("model", *(np.ascontiguousarray(one) for one in weights))
+        else:
+            channels[role].send("end")
+    return Outcome(weights, len(terms.schedule()) - at, store.seconds)
+
+
+def _preprocessor(
+    channels: Mapping[Role, Channel], party: int, terms: Terms, plan: Plan, coins: Coins
+) -> Preprocessor:
+    if terms.scheme.masks is Masks.NONE:
+        return _Unmasked(plan)
+    if terms.scheme.preprocessing is Preprocessing.DEALER:
+        return Dealt(channels[DEALER], party, plan, seeded=coins.seeded)
+    return ByTransfer(channels[SERVERS[1 - party]], party, plan, coins)
+
+
+@dataclass(slots=True)
+class _Unmasked:
+    """Correlations that hide nothing: all zeros, which are correlated too. For controls."""
+
+    plan: Plan
+    name: bytes = bytes(16)
+
+    def prepare(self, numbers: range) -> Sequence[Material]:
+        ring = self.plan.ring
+        return [
+            {
+                part.name: np.zeros(part.shape, np.uint64 if part.bits else ring.dtype)
+                for part in (*correlation.free(), *correlation.derived())
+            }
+            for correlation in self.plan.correlations[numbers.start : numbers.stop]
+        ]
+
+
+def _same_weights(channel: Channel, terms: Terms) -> None:
+    """The first weights are public; said once more, they make a server's view complete by itself."""
+    theirs = channel.exchange("first weights", *terms.start)
+    if len(theirs) != len(terms.start) or not all(map(np.array_equal, theirs, terms.start)):
+        raise ProtocolError(f"{channel.peer} begins with other weights: give all the same model")
+
+
+def _gathered(
+    channels: Mapping[Role, Channel], party: int, terms: Terms
+) -> tuple[Elements, Elements]:
+    """This server's shares of all records and targets, in `Terms.order`, each owner's as it sends them."""
+    ring = terms.scheme.fixed.ring
+    shapes = terms.spec.input_shape, (terms.outputs,)
+    found: list[list[Elements]] = [[], []]
+    for role, count in zip(terms.owners, terms.counts, strict=True):
+        wire = CheckedWire(channels[role])
+        with wire.during(OFFLINE, "records"):
+            whole = [(count, *shape) for shape in shapes]
+            if party == 0:
+                (key,) = wire.recv("key", [Expected((KEY_BYTES,), "u1")])
+                stream = Coins.expanding(key.tobytes())
+                parts = [ring.uniform(stream.child(str(k)), size) for k, size in enumerate(whole)]
+            else:
+                parts = [ring.zeros(size) for size in whole]
+                for part, size in zip(parts, whole, strict=True):
+                    for rows in _pieces(size):
+                        (part[rows],) = wire.recv(
+                            "rows", [Expected(part[rows].shape, ring.dtype.str)]
+                        )
+        for have, part in zip(found, parts, strict=True):
+            have.append(part)
+    order = terms.order()
+    records, targets = (np.concatenate(parts)[order] for parts in found)
+    return records, targets
+
+
+@dataclass(slots=True, kw_only=True)
+class _Learner:
+    """A server at work, after all shares have come."""
+
+    session: Session
+    terms: Terms
+    network: Network
+    records: Elements
+    targets: Elements
+    at: int
+    watch: Watch | None
+
+    def run(self, checkpoint: Checkpoint, progress: Progress, told: Told) -> None:
+        terms, network = self.terms, self.network
+        engine = _engine(self.session, terms.scheme)
+        rows, schedule, inputs = terms.batches(), terms.schedule(), network.rows(self.records)
+        masked: dict[int, Fixed] = {}
+        saved = [(self.at, network.weights())]
+        for step in range(self.at, len(schedule)):
+            batch = schedule[step]
+            here = rows[batch]
+            values = masked.get(batch) or Kept(f"batch {batch}", inputs[here])
+            look = None if self.watch is None else partial(self.watch, step, values, network)
+            loss = _step(engine, terms, network, values, self.targets[here], step, str(step), look)
+            if isinstance(values, Kept) and values.fixed is not None:
+                # What was opened and the mask are the share: it need not be kept.
+                masked[batch] = replace(values.fixed, share=values.fixed.share[:0])
+            if loss is not None:
+                told(step, loss)
+            done = step + 1
+            if done % SAVED_EVERY == 0 and done < len(schedule):
+                saved = [*saved, (done, network.weights())][-2:]
+                checkpoint.save(_kept_message(saved), CostMeter())
+            progress(done, len(schedule))
+
+
+def _engine(session: Session, scheme: TwoServer) -> OnShares:
+    return OnShares(session, garbled=scheme.preprocessing is Preprocessing.TRANSFERS)
+
+
+def _step(
+    engine: OnShares,
+    terms: Terms,
+    network: Network,
+    values: Kept | Fixed,
+    targets: Elements,
+    step: int,
+    use: str,
+    look: Callable[[], None] | None = None,
+) -> float | None:
+    """A step, and its loss if it is shown."""
+    scheme, count = terms.scheme, len(targets)
+    errors = network.learn(engine, values, targets, scheme.loss, use)
+    if look is not None:
+        look()
+    network.move(engine, Rate.of(scheme.learning_rate, count))
+    if not _shows(scheme, step):
+        return None
+    session, fixed = engine.session, scheme.fixed
+    with session.within("show loss"):
+        total = square(session, errors).sum(dtype=errors.dtype).reshape(1)
+        (opened,) = open_to_both(session, engine.truncate(total, fixed.fraction))
+    return float(fixed.decode(opened)[0]) / count
+
+
+def _shows(scheme: TwoServer, step: int) -> bool:
+    return scheme.show_loss > 0 and step % scheme.show_loss == 0
+
+
+def plan_of(terms: Terms, at: int = 0) -> Plan:
+    """The correlations of all steps from one on.
+
+    A step is traced once for each size of batch, with a batch that is masked for the first time and with one that was.
+    """
+    scheme, rows, schedule = terms.scheme, terms.batches(), terms.schedule()
+    traces: dict[tuple[int, bool, bool], Plan] = {}
+    correlations: list[Correlation] = []
+    names: list[str] = []
+    seen: set[int] = set()
+    for step in range(at, len(schedule)):
+        batch = schedule[step]
+        count = rows[batch].stop - rows[batch].start
+        kind = count, batch in seen, _shows(scheme, step)
+        if kind not in traces:
+            traces[kind] = _traced(terms, *kind)
+        seen.add(batch)
+        name = _Names(str(step), f"batch {batch}")
+        correlations += [renamed(one, name) for one in traces[kind].correlations]
+        names += traces[kind].names
+    ring = scheme.fixed.ring
+    return Plan(ring, scheme.fraction, tuple(correlations), tuple(names))
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Names of masks of a step, from those of its trace."""
+
+    step: str
+    batch: str
+
+    def __call__(self, name: str) -> str:
+        return self.batch if name == "batch" else self.step + name.removeprefix("step")
+
+
+def _traced(terms: Terms, count: int, masked: bool, shows: bool) -> Plan:
+    scheme = terms.scheme
+    network = terms.network(1)
+    ring = scheme.fixed.ring
+    inputs = network.rows(ring.zeros((count, *terms.spec.input_shape)))
+    targets = ring.zeros((count, terms.outputs))
+    part = Part("batch", inputs.shape, 0, count)
+    values = Fixed(part, inputs, inputs, inputs) if masked else Kept("batch", inputs)
+    at = 0 if shows else 1
+    settings = replace(scheme, show_loss=2 if shows else 0)
+    told = replace(terms, scheme=settings)
+    return traced(
+        lambda session: _step(
+            _engine(session, scheme), told, copy.deepcopy(network), values, targets, at, "step"
+        ),
+        scheme.fixed,
+    )
+
+
+# --- going on after a kill
+
+
+def _kept_message(saved: Sequence[tuple[int, Sequence[Elements]]]) -> Message:
+    return Message(
+        "two-server",
+        steps=np.array([step for step, _ in saved], "<i8"),
+        weights=[np.ascontiguousarray(one) for _, weights in saved for one in weights],
+    )
+
+
+def _steps(state: Message) -> list[int]:
+    return [int(step) for step in state.array("steps", dtype="<i8")]
+
+
+def _resumed(
+    channel: Channel, party: int, terms: Terms, checkpoint: Checkpoint, network: Network
+) -> int:
+    """The step to go on from: the last one of which both servers have kept their shares.
+
+    Everything after it is made anew, with new masks: no correlation of the run that was killed is used again.
+    """
+    kept: dict[int, list[Elements]] = {}
+    if (state := checkpoint.load(CostMeter())) is not None:
+        steps, arrays = _steps(state), list(state.arrays("weights"))
+        each = len(terms.start)
+        kept = {step: arrays[k * each : (k + 1) * each] for k, step in enumerate(steps)}
+    mine = np.full(2, -1, "<i8")
+    mine[: len(kept)] = sorted(kept)[-2:]
+    wire = CheckedWire(channel)
+    (theirs,) = wire.exchange("kept", (mine,), [Expected((2,), "<i8")])
+    common = [step for step in kept if step in theirs.tolist() and step > 0]
+    at = max(common, default=0)
+    if at:
+        network.load([np.asarray(one, terms.scheme.fixed.ring.dtype) for one in kept[at]])
+    return at
+
+
+class _OnePart:
+    """One server's part of a checkpoint of both."""
+
+    def __init__(self, joint: _Joint, party: int) -> None:
+        self._joint, self._party = joint, party
+
+    def load(self, cost: CostMeter) -> Message | None:
+        """This server's state."""
+        return self._joint.load(self._party)
+
+    def save(self, state: Message, cost: CostMeter) -> None:
+        """Kept when both have one."""
+        self._joint.save(self._party, state)
+
+
+class _Joint:
+    """The checkpoints of two servers in one process, in one file: written when both stand at the same steps."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint, self._lock = checkpoint, threading.Lock()
+        self._loaded = checkpoint.load(CostMeter())
+        self._newest: dict[int, Message] = {}
+
+    def load(self, party: int) -> Message | None:
+        state = self._loaded
+        if state is None:
+            return None
+        arrays = list(state.arrays("weights"))
+        half = len(arrays) // 2
+        return Message(
+            "two-server",
+            steps=state.array("steps"),
+            weights=arrays[party * half : (party + 1) * half],
+        )
+
+    def save(self, party: int, state: Message) -> None:
+        with self._lock:
+            self._newest[party] = state
+            first, second = (self._newest.get(p) for p in (0, 1))
+            if first is None or second is None or _steps(first) != _steps(second):
+                return
+            weights = [*first.arrays("weights"), *second.arrays("weights")]
+            joint = Message("two-server", steps=first.array("steps"), weights=weights)
+            self._checkpoint.save(joint, CostMeter())
+
+
+def _joint(checkpoint: Checkpoint) -> dict[Role, Checkpoint]:
+    if checkpoint is NOTHING:
+        return {}
+    joint = _Joint(checkpoint)
+    return {role: _OnePart(joint, role.index) for role in SERVERS}
+
+
+# --- the dealer
+
+
+def dealer(channels: Mapping[Role, Channel], terms: Terms, coins: Coins) -> None:
+    """The dealer's part: correlations for both servers, and nothing of the data."""
+    servers = channels[SERVERS[0]], channels[SERVERS[1]]
+    agree({role: channels[role] for role in SERVERS}, terms)
+    asked = [
+        int(CheckedWire(channel).recv("from", [Expected((1,), "<i8")])[0][0]) for channel in servers
+    ]
+    if asked[0] != asked[1] or not 0 <= asked[0] < len(terms.schedule()):
+        raise ProtocolError(f"the servers go on from different steps: {asked[0]} and {asked[1]}")
+    deal(plan_of(terms, asked[0]), servers, coins)
+
+
+# --- what a server can make of its view
+
+
+@dataclass(slots=True)
+class _Recorded:
+    """A channel that repeats what was received and sends nothing."""
+
+    peer: Role
+    messages: Iterator[Message]
+
+    def send(self, tag: str, *arrays: Array) -> None:
+        pass
+
+    def recv(self, tag: str) -> tuple[Array, ...]:
+        message = next(self.messages, None)
+        if message is None or message.tag != tag:
+            raise ProtocolError(f"the view of {self.peer} does not have {tag!r} where it must")
+        return tuple(message.arrays("arrays"))
+
+    def exchange(self, tag: str, *arrays: Array) -> tuple[Array, ...]:
+        return self.recv(tag)
+
+    def count_round(self) -> None:
+        pass
+
+    @contextmanager
+    def during(self, phase: str | None = None, layer: str | None = None) -> Iterator[None]:
+        yield
+
+
+def _replayed(scheme: TwoServer, view: View, party: int) -> Observation:
+    received: dict[Role, list[Message]] = {}
+    for frame in view.frames():
+        received.setdefault(frame.peer, []).append(frame.message())
+    peer = SERVERS[1 - party]
+    first = received.get(peer, [])
+    if [message.tag for message in first[:2]] != ["terms", "first weights"]:
+        return Observation()
+    said = _read_terms(peer, first[0].arrays("arrays")[0])
+    terms = Terms(
+        scheme=scheme, spec=ModelSpec.from_json(said["network"]), counts=tuple(json.loads(said["records"])),
+        start=tuple(np.asarray(array, np.float32) for array in first[1].arrays("arrays")),
+        classes=int(said["classes"]), seed=int(said["seed"]), columns=tuple(json.loads(said["columns"])),
+    )  # fmt: skip
+    fixed, order, rows, schedule = scheme.fixed, terms.order(), terms.batches(), terms.schedule()
+    opened: dict[int, tuple[str, Array]] = {}
+    updates: list[Update] = []
+
+    def watch(step: int, values: Kept | Fixed, network: Network) -> None:
+        batch = values.fixed if isinstance(values, Kept) else values
+        which = order[rows[schedule[step]]]
+        if batch is not None and schedule[step] not in opened:
+            images = fixed.decode(batch.opened).astype(np.float32)
+            shaped = images.reshape(-1, *terms.spec.input_shape)
+            opened[schedule[step]] = f"batch {schedule[step]} less its mask", shaped
+        arrays = []
+        for one in network.parameters:
+            if one.gradient is not None:
+                gradient = np.ldexp(fixed.decode(one.gradient), -one.extra) / len(which)
+                arrays.append(
+                    np.asarray(gradient.T if gradient.ndim == 2 else gradient, np.float32)
+                )
+        updates.append(
+            Update(
+                sender=None, round=step, arrays=tuple(arrays), model=terms.start if step == 0 else (),
+                batch_size=len(which), noisy=True, records=tuple(int(row) for row in which),
+            )
+        )  # fmt: skip
+
+    channels = {role: _Recorded(role, iter(messages)) for role, messages in received.items()}
+    server(channels, party, terms, Coins("replayed"), watch=watch)
+    return Observation(aggregates=tuple(updates), intermediates=tuple(opened.values()))
