@@ -236,9 +236,9 @@ def transport() -> str:
     return _table(head, rows) + "\n\n" + _measured_on(result)
 
 
-def two_party() -> str:
-    """The rows of results/bench-two-party.json."""
-    result = _result("bench-two-party")
+def two_parties(name: str) -> str:
+    """The rows of results/bench-two-party.json or bench-two-server.json."""
+    result = _result(name)
     rows = [
         [
             row["case"],
@@ -331,10 +331,12 @@ PICTURES: dict[str, Callable[[], str]] = {"docs/images/plot-selective-svt.svg": 
 TABLES: dict[str, Callable[[], str]] = {
     "papers": papers, "matrix": matrix, "leakage": leakage, "selective": selective,
     "secure": secure, "secure-brief": secure_brief, "secagg": secagg, "transport": transport,
-    "bench-two-party": two_party,
+    "bench-two-party": lambda: two_parties("bench-two-party"),
+    "bench-two-server": lambda: two_parties("bench-two-server"),
 }  # fmt: skip
+_ELSEWHERE = "secure", "bench-two-party", "bench-two-server"
 PAGES = {
-    "README.md": tuple(name for name in TABLES if name not in ("secure", "bench-two-party")),
+    "README.md": tuple(name for name in TABLES if name not in _ELSEWHERE),
     "docs/papers/03-selective-sgd.md": ("selective",),
     "docs/papers/06-secure-aggregation.md": ("secure", "secagg"),
     "docs/federation.md": ("transport",),

@@ -110,7 +110,13 @@ def compute(case: two_party.Case, inputs: list[Any]) -> list[Any]:
     z2 = a1.matmul(w2)
     on2 = z2.ge(0)
     a2 = z2 * on2
-    e3 = (a2.matmul(w3) - target) / case.shape[0]
+    predicted = a2.matmul(w3)
+    if case.softmax:
+        positive = predicted.relu()
+        whole = positive.sum(1, keepdim=True) + two_party.LAYERS[-1] * two_party.UNIT
+        with crypten.cfg.temp_override({"functions.reciprocal_all_pos": True}):
+            predicted = positive * whole.reciprocal()
+    e3 = (predicted - target) / case.shape[0]
     e2 = e3.matmul(w3.t()) * on2
     e1 = e2.matmul(w2.t()) * on1
     rate = two_party.RATE

@@ -68,7 +68,7 @@ class SpuParty:
 
     def load(self, case: two_party.Case, arrays: list[np.ndarray]) -> None:
         """Compile the case, take over this party's shares of the inputs, and run once."""
-        label = f"{case.name}-{'x'.join(map(str, case.shape))}"
+        label = f"{case.name}{case.softmax}-{'x'.join(map(str, case.shape))}"
         names = [f"{label}-in{i}" for i in range(len(arrays))]
         executable, _ = frontend.compile(
             frontend.Kind.JAX,

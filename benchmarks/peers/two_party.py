@@ -8,7 +8,9 @@ all three processes go to stderr), so that a benchmark can take turns between pe
     {"case": "relu", "shape": [n, ...]}      values in [-4, 4]
     {"case": "mlp", "shape": [batch]}        forward through 784-128-128-10, ReLU, without biases
     {"case": "sgd-step", "shape": [batch]}   forward, backward with (output - target) / batch as the
-                                             error at the output, gradients, weights less 1/8 of them
+                                             error at the output, gradients, weights less 1/8 of them;
+                                             with "softmax": "relu-sum", what each output's positive
+                                             part is of their sum takes the place of the output
     {"quit": true}                           ends, as closing stdin or SIGTERM does
 
     {"seconds": 0.2, "cpu_seconds": [0.2, 0.2], "bytes_sent": [10, 10], "rounds": 2, "error": 1e-4}
@@ -55,6 +57,8 @@ ONE_THREAD = {
     "OPENBLAS_NUM_THREADS": "1",
     "YACL_NUM_THREADS": "1",
 }
+UNIT = 2.0**-16  # for each output, added to a sum that is divided by
+RELU_SUM = "relu-sum"
 DIMENSIONS = {"matmul": (3,), "relu": (1, 2, 3, 4), "mlp": (1,), "sgd-step": (1,)}
 
 
@@ -63,6 +67,7 @@ class Case(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
+    softmax: str = ""
 
 
 class Traffic(NamedTuple):
@@ -128,7 +133,12 @@ def compute(xp: Any, case: Case, arrays: Sequence[Any]) -> list[Any]:
     z2 = a1 @ w2
     on2 = z2 > 0
     a2 = xp.where(on2, z2, 0)
-    e3 = (a2 @ w3 - target) * (1 / case.shape[0])
+    predicted = a2 @ w3
+    if case.softmax:
+        positive = xp.maximum(predicted, 0)
+        whole = xp.sum(positive, axis=1, keepdims=True) + LAYERS[-1] * UNIT
+        predicted = positive / whole
+    e3 = (predicted - target) * (1 / case.shape[0])
     e2 = xp.where(on2, e3 @ w3.T, 0)
     e1 = xp.where(on1, e2 @ w2.T, 0)
     return [w1 - x.T @ e1 * RATE, w2 - a1.T @ e2 * RATE, w3 - a2.T @ e3 * RATE]
@@ -198,13 +208,15 @@ def _read(line: str) -> Case | None:
         request = json.loads(line)
         if "quit" in request:
             return None
-        case = Case(request["case"], tuple(request["shape"]))
+        case = Case(request["case"], tuple(request["shape"]), request.get("softmax", ""))
         possible = DIMENSIONS[case.name]
     except (ValueError, KeyError, TypeError) as error:
         wanted = f'{{"case": one of {", ".join(DIMENSIONS)}, "shape": [..]}}'
         raise ValueError(f"expected {wanted}, got {line.strip()}") from error
     if len(case.shape) not in possible or any(type(n) is not int or n < 1 for n in case.shape):
         raise ValueError(f"{case.name} takes {possible} sizes of 1 or more, got {case.shape}")
+    if case.softmax and (case.name, case.softmax) != ("sgd-step", RELU_SUM):
+        raise ValueError(f"softmax is {RELU_SUM} or left out, and for sgd-step alone")
     return case
 
 
@@ -237,8 +249,8 @@ def _live(end: Connection, connect: Callable[..., Party], rank: int, *arguments:
     with contextlib.suppress(EOFError):
         end.send_bytes(b"null")
         while True:
-            name, shape = json.loads(end.recv_bytes())
-            case = Case(name, tuple(shape))
+            name, shape, softmax = json.loads(end.recv_bytes())
+            case = Case(name, tuple(shape), softmax)
             arrays = draw(case)
             if case not in loaded:
                 party.load(case, arrays)

@@ -72,7 +72,9 @@ def test_wrong_arguments_are_one_typed_error(
     assert "delay" in bad(capsys, *train, "--link", "tcp", "--delay", "-1")
     assert "there is no" in bad(capsys, "coordinate", str(tmp_path / "none.toml"))
     assert "there is no" in bad(capsys, "join", str(tmp_path / "none.toml"), "--role", "owner 0")
-    (tmp_path / "federation.toml").write_text("name = 3")
+    (tmp_path / "federation.toml").write_text(
+        'name = "a"\nscheme = "local-dp"\n[data]\ndataset = "digits"\n[[party]]\nrole = "owner 0"'
+    )
     assert "one coordinator" in bad(capsys, "coordinate", str(tmp_path / "federation.toml"))
 
 

@@ -39,7 +39,9 @@ def shortened(scheme: Any) -> Any:
 
 ROWS = (*catalogue.rows(quick=True), *catalogue.sabotaged_rows(quick=True))
 SCHEMES: Mapping[str, Any] = {
-    **{row.name: shortened(row.protection) for row in ROWS},
+    **{
+        row.name: shortened(row.protection) for row in ROWS if hasattr(row.protection, "members_of")
+    },
     "secure-aggregation-active": SecureAggregation(rounds=2, adversary=Adversary.ACTIVE),
     "selective-random-order": SelectiveSGD(
         epochs=2, local_steps=1, batch_size=1, schedule=Schedule.RANDOM_ORDER

@@ -18,6 +18,7 @@ from tacit.crypto.circuits import (
     Circuit,
     Kind,
     carries_of_sum,
+    leading_one_of_sum,
     relu_of_sum,
     sign_of_sum,
     sum_of_shares,
@@ -305,3 +306,16 @@ def test_a_builder_numbers_wires_as_a_circuit_does() -> None:
     )  # what is there is not made again
     with pytest.raises(ValueError, match="zip"):
         make.each(make.xor, [0, 1], [1])
+
+
+@either
+@given(bits=widths)
+@steady
+def test_the_leading_one_is_that_of_pythons_bit_length(bits: int, shallow: bool) -> None:
+    """Of sums that are not negative; of 0 there is none."""
+    x, y = pairs(bits)
+    total = np.array([s % 2**bits for s in sums(x, y)], object)
+    there = np.array([s < 2 ** (bits - 1) for s in total], bool)
+    found = np.array(evaluated(leading_one_of_sum(bits, shallow=shallow), x, y), object)
+    assert there.any() and (total[there] == 0).any()
+    assert [1 << s.bit_length() >> 1 for s in total[there]] == found[there].tolist()

@@ -156,3 +156,25 @@ def test_uniform_elements_are_the_bytes_of_the_coins(ring: Ring) -> None:
     expected = Coins.from_seed(b"u").bytes(15 * ring.bits // 8)
     assert drawn.tobytes() == expected and drawn.dtype == ring.dtype
     assert ring.uniform(COINS, (0, 4)).shape == (0, 4)
+
+
+@either
+@pytest.mark.parametrize(
+    "window, stride, padding",
+    [
+        ((2, 2), 2, 0),
+        ((3, 2), (2, 1), (1, 0)),
+        ((3, 3), 1, 1),
+        ((2, 3), (3, 2), (0, 2)),
+        ((1, 1), 2, 0),
+    ],
+)
+def test_fold_is_the_transpose_of_patches(ring: Ring, window, stride, padding) -> None:
+    """<patches(x), s> = <x, fold(s)> for any x and s."""
+    images = extreme(ring, (2, 3, 6, 7))
+    seen = ring.patches(images, window, stride=stride, padding=padding)
+    other = extreme(ring, seen.shape)[..., ::-1].copy()
+    folded = ring.fold(other, images.shape[1:], window, stride=stride, padding=padding)
+    assert folded.shape == images.shape and folded.dtype == ring.dtype
+    products = ((seen * other).sum(dtype=ring.dtype), (images * folded).sum(dtype=ring.dtype))
+    assert products[0] == products[1]

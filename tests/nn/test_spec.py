@@ -35,6 +35,8 @@ MODELS = [
     (nn.ReLU(inplace=True), (4,)),
     (nn.LeakyReLU(0.2), (4,)),
     (nn.Sigmoid(), (4, 2)),
+    (layers.SquareModule(), (4, 2)),
+    (layers.PiecewiseLogisticModule(), (4, 2)),
     (nn.Tanh(), (4, 2, 2)),
     (nn.Flatten(), (3, 4, 2)),
     (nn.Softmax(dim=1), (4, 3)),

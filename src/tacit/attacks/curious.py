@@ -128,6 +128,7 @@ class GradientLeakage:
             local_learning_rate=-first.scale if local else None,
             records=first.batch_size * first.steps,
             participants=first.senders,
+            squared_error=first.squared_error,
         )
         values = [
             torch.stack(column) for column in zip(*(_tensors(u.arrays) for u in seen), strict=True)

@@ -170,6 +170,7 @@ class UpdateRecipe:
         local_learning_rate: step size of those steps.
         records: records of one participant; None for one batch, used in every step.
         participants: participants in one (averaged) update.
+        squared_error: the loss is half the squared error to the labels' unit vectors, instead of cross-entropy.
 
     Raises:
         ConfigError: a size is not positive, or the numbers contradict each other.
@@ -181,6 +182,7 @@ class UpdateRecipe:
     local_learning_rate: float | None = None
     records: int | None = None
     participants: int = 1
+    squared_error: bool = False
 
     def __post_init__(self) -> None:
         sizes = (self.batch_size, self.local_steps, self.participants, *self.input_shape)
@@ -612,6 +614,11 @@ def _update_function(
 
     def loss(parameters: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
         scores = functional_call(module, {**buffers, **parameters}, (images,))
+        if recipe.squared_error:
+            classes = torch.arange(scores.shape[-1], device=scores.device)
+            errors = scores - (labels[:, None] == classes).to(scores.dtype)
+            halved: Tensor = errors.square().sum() / (2 * len(labels))
+            return halved
         return F.cross_entropy(scores, labels)
 
     slope = grad(loss)

@@ -15,6 +15,7 @@ import numpy as np
 from tacit.audit.bench_secagg import secagg
 from tacit.audit.bench_transport import Echo, between_processes
 from tacit.audit.bench_two_party import two_party
+from tacit.audit.bench_two_server import two_server
 from tacit.core.errors import ConfigError, UnknownName
 from tacit.core.wire import Message
 from tacit.parties.links.local import LocalHub, outputs_of, run_pair
@@ -117,6 +118,7 @@ BENCHES: Mapping[str, Callable[..., list[dict[str, Any]]]] = {
     "transport": transport,
     "secagg": secagg,
     "two-party": two_party,
+    "two-server": two_server,
 }
 
 

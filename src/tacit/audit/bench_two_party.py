@@ -95,6 +95,11 @@ class Case:
         shapes: of its inputs.
         dealer: whether there is one.
         peers: who is measured beside it.
+        draw: makes the inputs; uniform ones if left out.
+        in_a_row: runs in a turn.
+        turns: at most so many, and none for warmth; 0 for as many as are asked for.
+        tolerance: how far a result may be off.
+        apart: give offline and online bytes, rounds and seconds rows of their own.
     """
 
     name: str
@@ -104,6 +109,11 @@ class Case:
     expected: Callable[[Sequence[Any]], Any]
     dealer: bool = True
     peers: tuple[str, ...] = ()
+    draw: Callable[[Coins], list[Any]] | None = None
+    in_a_row: int = IN_A_ROW
+    turns: int = 0
+    tolerance: float = 2.0**-6
+    apart: bool = False
 
 
 def _matmul(session: Session, inputs: Sequence[Elements]) -> Elements:
@@ -207,26 +217,27 @@ class Worker:
     coins: Coins = field(default_factory=Coins)
     transfers: Transfers | None = None
     dealt: int = 0
+    _store: StreamedStore | None = None
     _prepared: dict[str, tuple[list[Elements], Any]] = field(default_factory=dict)
 
     def ready(self, case: Case, inputs: Sequence[Elements]) -> Callable[[], Elements]:
         """Everything that is not timed: the plan, keys, base transfers, the session's start."""
         plan = traced(
-            lambda session: [case.compute(session, inputs) for _ in range(IN_A_ROW)], FIXED
+            lambda session: [case.compute(session, inputs) for _ in range(case.in_a_row)], FIXED
         )
         preprocessor: Preprocessor
         if case.dealer:
             derived = [part for one in plan.correlations for part in one.derived()]
-            self.dealt = 8 * sum(prod(part.shape) for part in derived) // IN_A_ROW
+            self.dealt = 8 * sum(prod(part.shape) for part in derived) // case.in_a_row
             preprocessor = Colocated(self.channel, self.party, plan, self.coins)
         else:
             if self.transfers is None:
                 self.transfers = begin(CheckedWire(self.channel), self.party, self.coins)
             preprocessor = ByTransfer(self.channel, self.party, plan, self.coins, self.transfers)
+        self._store = StreamedStore(preprocessor, 1)
         session = start(
-            self.channel, self.party, FIXED, StreamedStore(preprocessor, 1), self.coins,
-            transfers=self.transfers,
-        )  # fmt: skip
+            self.channel, self.party, FIXED, self._store, self.coins, transfers=self.transfers
+        )
         return lambda: case.compute(session, inputs)
 
     def run(self, case: Case) -> list[Measured]:
@@ -240,14 +251,14 @@ class Worker:
             self._prepared[case.name] = mine, case.expected(values)
         inputs, expected = self._prepared[case.name]
         once = self.ready(case, inputs)
-        found = [self._timed(once, expected) for _ in range(IN_A_ROW)]
+        found = [self._timed(once, expected) for _ in range(case.in_a_row)]
         if case.dealer:
             for one in found:
                 one[OFFLINE]["bytes_sent"] = self.dealt
         return found
 
     def _timed(self, once: Callable[[], Elements], expected: Any) -> Measured:
-        before = self._costs()
+        before, waited = self._costs(), self._waited()
         self.channel.exchange("go")
         begun = time.perf_counter()
         mine = once()
@@ -255,13 +266,17 @@ class Worker:
         after = self._costs()
         (theirs,) = self.channel.exchange("open", mine)
         error = float(np.abs(FIXED.decode(mine + theirs) - expected).max())
-        found: Measured = {"seconds": seconds, "error": error}
+        waited = self._waited() - waited
+        found: Measured = {"seconds": seconds, "error": error, "waited": waited}
         for phase in (OFFLINE, ONLINE):
             found[phase] = {
                 name: getattr(after[phase], name) - getattr(before[phase], name)
                 for name in ("bytes_sent", "rounds", "seconds")
             }
         return found
+
+    def _waited(self) -> float:
+        return self._store.seconds if self._store else 0.0
 
     def _costs(self) -> dict[str, Cost]:
         books = self.channel.books
@@ -272,6 +287,8 @@ class Worker:
 def _inputs(case: Case) -> list[Any]:
     """The same in both processes."""
     coins = Coins.from_seed(case.name.encode())
+    if case.draw is not None:
+        return case.draw(coins)
     scale = 4.0 if case.request["case"] == "relu" else 1.0
     return [scale * (2.0 * coins.unit(shape) - 1.0) for shape in case.shapes]
 
@@ -504,28 +521,9 @@ def two_party(*, quick: bool, note: Note, against: Sequence[str] = ()) -> list[d
         UnknownName: no such peer.
         TacitError: a result was wrong, or a peer failed.
     """
-    wanted: list[str] = []
-    for name in against:
-        if name not in _ASKED:
-            raise UnknownName("peer", name, _ASKED)
-        if (_ROOT / ".peers" / name / "bin" / "python").exists():
-            wanted += _ASKED[name]
-        else:
-            note(
-                f"{name} is not installed: run make peers in tacit's source tree; its figures stay empty"
-            )
+    wanted = installed(against, note)
     repeats, known = 2 if quick else 7, {case.name: case for case in cases()}
-    rows: list[dict[str, Any]] = []
-    with ExitStack() as stack:
-        pair = stack.enter_context(plain_pair(known))  # first, since a fork takes no threads along
-        _one_thread()
-        peers = {
-            name: Peer(name) for name in wanted if any(name in c.peers for c in known.values())
-        }
-        for peer in peers.values():
-            stack.callback(peer.close)
-        for case in known.values():
-            rows += _case_rows(case, pair, peers, repeats, note)
+    rows = beside_peers(known, wanted, repeats, note)
     if not quick:
 
         def measure(pair: Pair) -> None:
@@ -540,6 +538,46 @@ def two_party(*, quick: bool, note: Note, against: Sequence[str] = ()) -> list[d
     with _numpy_only():
         rows += [_row("kernels numpy", name, rate) for name, rate in kernel_rates(times).items()]
     return rows
+
+
+def installed(against: Sequence[str], note: Note) -> list[str]:
+    """Those of `PEERS` that are asked for and there; says which are not.
+
+    Raises:
+        UnknownName: no such peer.
+    """
+    wanted: list[str] = []
+    for name in against:
+        if name not in _ASKED:
+            raise UnknownName("peer", name, _ASKED)
+        if (_ROOT / ".peers" / name / "bin" / "python").exists():
+            wanted += _ASKED[name]
+        else:
+            note(
+                f"{name} is not installed: run make peers in tacit's source tree; its figures stay empty"
+            )
+    return wanted
+
+
+def beside_peers(
+    known: Mapping[str, Case], wanted: Sequence[str], repeats: int, note: Note
+) -> list[dict[str, Any]]:
+    """The rows of cases, measured in turns with those of the ``wanted`` peers that they name.
+
+    Raises:
+        TacitError: a result was wrong, or a peer failed.
+    """
+    with ExitStack() as stack:
+        pair = stack.enter_context(plain_pair(known))  # first, since a fork takes no threads along
+        _one_thread()
+        peers = {
+            name: Peer(name) for name in wanted if any(name in c.peers for c in known.values())
+        }
+        for peer in peers.values():
+            stack.callback(peer.close)
+        return [
+            row for case in known.values() for row in _case_rows(case, pair, peers, repeats, note)
+        ]
 
 
 def _row(
@@ -570,16 +608,18 @@ def _case_rows(
     ours: list[tuple[Measured, Measured]] = []
     theirs: dict[str, list[Measured]] = {peer.name: [] for peer in beside}
     name = f"{case.name} tls" if tls else case.name
-    pair.measure(case)  # warm
-    for peer in beside:
-        peer.measure(case.request)
+    if case.turns:
+        repeats = min(repeats, case.turns)
+    else:  # warm
+        pair.measure(case)
+        for peer in beside:
+            peer.measure(case.request)
     for number in range(repeats):
         note(f"{name} ({number + 1} of {repeats})")
         ours += pair.measure(case)
         for peer in beside:
-            theirs[peer.name] += [peer.measure(case.request) for _ in range(IN_A_ROW)]
-    tolerance = 2.0**-6
-    if (worst := max(one["error"] for both in ours for one in both)) > tolerance:
+            theirs[peer.name] += [peer.measure(case.request) for _ in range(case.in_a_row)]
+    if (worst := max(one["error"] for both in ours for one in both)) > case.tolerance:
         raise TacitError(f"{name}: wrong by {worst:g}")
     seconds = [max(one["seconds"] for one in both) for both in ours]
     counted = ONLINE if case.dealer else None
@@ -610,6 +650,12 @@ def _case_rows(
     for phase in (OFFLINE, ONLINE):
         computing = statistics.median(max(one[phase]["seconds"] for one in both) for both in ours)
         rows.append(_row(name, f"{phase}_cpu_s", computing))
+    if case.apart:
+        rows.append(_row(name, "online_bytes", max(_sent(one, ONLINE) for one in ours[-1])))
+        for phase in (OFFLINE, ONLINE):
+            rows.append(_row(name, f"{phase}_rounds", max(_rounds(one, phase) for one in ours[-1])))
+        waited = [max(one["waited"] for one in both) for both in ours]
+        rows.append(_row(name, "offline_s", statistics.median(waited)))
     return rows
 
 

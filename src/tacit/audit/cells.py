@@ -11,7 +11,7 @@ reconstruction from one update compared with the records behind another.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -126,6 +126,7 @@ class Measurement:
         details: further figures.
         figures: images and curves for the report.
         sums: the same attack on sums, where the role saw these beside single updates; `pooled` takes the stronger.
+        second: the same attack at the second server, where there is one; `pooled` takes the stronger.
     """
 
     metric: str
@@ -142,6 +143,7 @@ class Measurement:
     details: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict, repr=False)
     sums: Measurement | None = field(default=None, repr=False)
+    second: Measurement | None = field(default=None, repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """The measurement as plain values, for `from_json`."""
@@ -150,11 +152,12 @@ class Measurement:
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Measurement:
         """A measurement saved by `as_json`."""
-        counts, sums = saved["counts"], saved.get("sums")
+        counts, sums, second = saved["counts"], saved.get("sums"), saved.get("second")
         return cls(
             **{
                 **saved,
                 "sums": None if sums is None else cls.from_json(sums),
+                "second": None if second is None else cls.from_json(second),
                 "interval": tuple(saved["interval"]),
                 "counts": None if counts is None else tuple((h, n) for h, n in counts),
             }
@@ -197,6 +200,17 @@ class Plan(Protocol):
 Vantage = Literal["server", "participant"]
 
 
+def _everywhere(
+    trial: Trial, vantage: Vantage, measure: Callable[[Trial, Role], Measurement]
+) -> Measurement:
+    """An attack at a vantage; at each server, where a run has two."""
+    first = measure(trial, VANTAGES[vantage])
+    second = Role("server", 1)
+    if vantage != "server" or second not in trial.run.views:
+        return first
+    return replace(first, second=measure(trial, second))
+
+
 @dataclass(frozen=True, slots=True)
 class ExposureAt:
     """Plaintext exposure at a role: the share of other parties' records that stand in the clear in what it sees."""
@@ -219,15 +233,17 @@ class ExposureAt:
         return f"Records in the clear, at a {self.vantage}"
 
     def measure(self, trial: Trial) -> Measurement:
-        """Count the records that an adversary at the vantage reads off."""
-        role = VANTAGES[self.vantage]
+        """Count the records that an adversary at the vantage reads off; of two servers at each."""
+        return _everywhere(trial, self.vantage, self._at)
+
+    def _at(self, trial: Trial, role: Role) -> Measurement:
         observation = trial.observation(role)
         if observation.empty:
             return Measurement(metric=self.metric, access=False, why="the role receives nothing")
         saw = _saw(observation, trial.run.views[role])
         knowledge = Knowledge(input_shape=trial.task.input_shape)
         rows = PlaintextExposure().recover(RoleView(observation), knowledge)
-        own = trial.task.records[role.index] if role != SERVER else 0
+        own = trial.task.records[role.index] if role.kind == "owner" else 0
         others = trial.members[0][own:]  # the participant is owner 0, whose records come first
         seen = {row.numpy().tobytes() for row in rows}
         hits = sum(record.numpy().tobytes() in seen for record in others)
@@ -271,9 +287,12 @@ class LeakageAt:
     def measure(self, trial: Trial) -> Measurement:
         """Reconstruct records from what the role saw, and look them up among all training records.
 
-        Where the role saw updates of single owners and sums of several, both are attacked.
+        Where the role saw updates of single owners and sums of several, both are attacked; and where a run has two servers,
+        each is one from which to attack.
         """
-        role = VANTAGES[self.vantage]
+        return _everywhere(trial, self.vantage, self._at)
+
+    def _at(self, trial: Trial, role: Role) -> Measurement:
         observation = trial.observation(role)
         if observation.empty:
             return Measurement(metric=self.metric, access=False, why="the role receives nothing")
@@ -299,7 +318,7 @@ class LeakageAt:
             return Measurement(
                 metric=self.metric, knowledge=knowledge.described(), saw=saw, why=str(reason)
             )
-        truth = _Truth(trial, role)
+        truth = _Truth(trial, role, observation)
         behind = [truth.records(item.update) for item in leaked]
         control = [truth.others(item.update) for item in leaked]
         guesses = [_nearest(item.images, trial.members[0]) for item in leaked]
@@ -326,12 +345,13 @@ class LeakageAt:
         )
 
 
-def _stronger(single: Measurement, summed: Measurement) -> Measurement:
-    taken, other = (single, summed) if _lead(single) >= _lead(summed) else (summed, single)
-    which = "sums of several owners' updates" if other is summed else "single owners' updates"
+def _stronger(first: Measurement, second: Measurement, *named: str) -> Measurement:
+    """The measurement that leaked more; the other, by its name, is told in `why`."""
+    taken, other = (first, second) if _lead(first) >= _lead(second) else (second, first)
+    which = named[0 if other is first else 1]
     reached = "could not run" if other.value is None else f"reached {other.value:.3g}"
     return replace(
-        taken, why=f"{taken.why}; on {which} the attack {reached} (chance {other.chance:.3g})"
+        taken, why=f"{taken.why}; {which} the attack {reached} (chance {other.chance:.3g})"
     )
 
 
@@ -365,9 +385,10 @@ def _saw(observation: Observation, view: View) -> dict[str, object]:
 class _Truth:
     """Which training records are behind an update; rows count through all owners' records, each once."""
 
-    def __init__(self, trial: Trial, role: Role) -> None:
+    def __init__(self, trial: Trial, role: Role, observation: Observation) -> None:
         self._trial = trial
         self._role = role
+        self._seen = (*observation.updates, *observation.aggregates)
         sizes = list(trial.task.records)
         self._first = [sum(sizes[:index]) for index in range(len(sizes))]
 
@@ -390,10 +411,16 @@ class _Truth:
 
     def records(self, update: Update) -> list[int]:
         """The records behind an update."""
+        if update.records is not None:
+            return list(update.records)
         return self._rows(update, update.round, self._senders(update))
 
     def others(self, update: Update) -> list[int]:
         """As many records behind another update: the next owner's, or the same owners' next round."""
+        if update.records is not None:
+            behind = set(update.records)
+            after = (u.records for u in self._seen if u.round > update.round and u.records)
+            return next((list(rows) for rows in after if behind.isdisjoint(rows)), [])
         if update.sender is not None:
             following = Role(update.sender.kind, (update.sender.index + 1) % len(self._first))
             return self._rows(update, update.round, [following])
@@ -610,12 +637,18 @@ def pooled(measurements: Sequence[Measurement]) -> Measurement:
 
     Rates add up their counts. Areas under the curve are averaged; their intervals, from independent seeds, shrink with the
     root of the number. Images, curves and further figures are the first seed's. Of single updates and sums the one that
-    leaked more over all seeds is reported; the other is told in `why`.
+    leaked more over all seeds is reported, and of two servers too; the other is told in `why`.
     """
+    second = [m.second for m in measurements if m.second is not None]
+    if second:
+        first = pooled([replace(m, second=None) for m in measurements])
+        return _stronger(first, pooled(second), "at server 0", "at server 1")
     sums = [m.sums for m in measurements if m.sums is not None]
     if sums:
         single = pooled([replace(m, sums=None) for m in measurements])
-        return _stronger(single, pooled(sums))
+        return _stronger(
+            single, pooled(sums), "on single owners' updates", "on sums of several owners' updates"
+        )
     first = measurements[0]
     valid = [m for m in measurements if m.value is not None]
     if len(measurements) == 1 or not valid:

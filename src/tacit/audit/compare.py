@@ -42,7 +42,7 @@ except ImportError:  # not on Windows: there a second run in one folder is not n
 
 SCHEMA = 1
 KEPT = 5
-"""Frames that every view keeps from each peer, and to each: enough for the attacks, and flat in memory."""
+"""Frames that a view keeps from each peer, and to each, where a row does not say more."""
 
 Watch = Callable[[str, int, int], None]
 """Told what is going on, how much of it is done, and of how much."""
@@ -60,6 +60,7 @@ class Row:
         unprotected: it protects nothing: attacks that fail elsewhere must succeed on such a row.
         control: it was broken on purpose.
         twin_of: the row that a control is the broken twin of.
+        frames: kept of what every role gets from each peer, and sends it: enough for the attacks, and flat in memory.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Row:
     unprotected: bool = False
     control: bool = False
     twin_of: str | None = None
+    frames: int = KEPT
 
 
 # --- the run
@@ -146,7 +148,14 @@ def _fingerprint(
         "sources": sources_digest([*(r.protection for r in rows), *plans]),
         "settings": plain(settings),
         "rows": [
-            (r.name, r.unprotected, r.control, type(r.protection).__name__, plain(r.protection))
+            (
+                r.name,
+                r.unprotected,
+                r.control,
+                r.frames,
+                type(r.protection).__name__,
+                plain(r.protection),
+            )
             for r in rows
         ],
         "plans": [(plan.name, type(plan).__name__, plain(plan)) for plan in plans],
@@ -351,7 +360,7 @@ class _Comparison:
             run = row.protection.train(
                 world.task,
                 coins=Coins.from_seed(f"compare/{world.seed}/{row.name}".encode()),
-                recording=Recording(level=Level.FULL, each=KEPT),
+                recording=Recording(level=Level.FULL, each=row.frames),
                 progress=training,
             )
         except TacitError as error:

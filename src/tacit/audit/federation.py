@@ -23,6 +23,8 @@ else is said::
     [[party]]
     role = "owner 0"               # with own records: records = 600
 
+The scheme "two-server" has two servers with an address each, and a dealer (`tacit.audit.two_server_parties`).
+
 A party has a folder of certificates (`tacit.parties.credentials`) and one for its state. The coordinator keeps a checkpoint
 and how many answers each member has given; a member its sealed state, and, beside its key, the number of its answers. So
 each of them may be killed at any moment, and the same command goes on.
@@ -85,12 +87,17 @@ from tacit.parties.links.tcp import Address, Note, TcpHub, serve_member, unheard
 from tacit.parties.roles import Role
 from tacit.parties.seats import Seat
 from tacit.parties.star import Seconds
+from tacit.training.two_server import DEALER, SERVERS, TwoServer
 
 _KEYS: Mapping[str, frozenset[str]] = {
     "": frozenset({"name", "run", "scheme", "model", "seed", "settings", "data", "party"}),
-    "data": frozenset({"dataset", "split", "records", "input_shape", "classes"}),
+    "data": frozenset({"dataset", "split", "records", "input_shape", "classes", "columns"}),
     "party": frozenset({"role", "address", "records"}),
 }
+
+
+TWO_SERVER = "two-server"
+"""The scheme whose parties form no star."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +116,12 @@ class Federation:
         records: rows of each, where the data set is dealt; None for all.
         input_shape: of own records.
         classes: of own records.
-        coordinator: who coordinates.
+        columns: names of their columns, if they have some.
+        coordinator: who coordinates; server 0 of two.
         address: where.
-        owners: everybody else.
+        owners: who has records.
+        others: everybody else, in two-server: server 1, the dealer.
+        addresses: of those who listen.
         counts: own records of each owner, 0 where it is not said.
         digest: of all of it but the address.
     """
@@ -127,11 +137,19 @@ class Federation:
     records: int | None
     input_shape: tuple[int, ...]
     classes: int
+    columns: tuple[str, ...] = ()
     coordinator: Role
     address: Address
     owners: tuple[Role, ...]
+    others: tuple[Role, ...] = ()
+    addresses: Mapping[Role, Address]
     counts: tuple[int, ...]
     digest: bytes = field(repr=False)
+
+    @property
+    def parties(self) -> tuple[Role, ...]:
+        """Everybody."""
+        return (self.coordinator, *self.others, *self.owners)
 
 
 def read_federation(path: Path) -> Federation:
@@ -169,7 +187,11 @@ class _Reading:
             raise UnknownName("model", model, MODELS)
         if split not in SPLITS:
             raise UnknownName("way to split", split, SPLITS)
-        coordinator, address, owners, counts = self._parties(parties)
+        scheme = self._text(said, "scheme")
+        found = self._found(parties)
+        owners = self._owners(found)
+        addresses = self._two(found) if scheme == TWO_SERVER else self._one(found)
+        columns = data.get("columns", [])
         dataset = self._text(data, "dataset", "") or None
         shape = data.get("input_shape", [])
         classes = self._number(data, "classes", 0)
@@ -180,6 +202,11 @@ class _Reading:
             )
         if own and not all(isinstance(side, int) and 1 <= side <= 1 << 20 for side in shape):
             raise ConfigError(f"{self.path}, [data]: input_shape is a list of sizes, got {shape}")
+        named = isinstance(columns, list) and all(isinstance(one, str) for one in columns)
+        if not named or (columns and len(columns) != math.prod(shape)):
+            raise ConfigError(
+                f"{self.path}, [data]: columns is a list of names, one for each of {math.prod(shape)} numbers of a record"
+            )
         settings = said.get("settings", {})
         if not isinstance(settings, dict):
             raise ConfigError(f"{self.path}: [settings] expected")
@@ -188,7 +215,7 @@ class _Reading:
         return Federation(
             name=self._text(said, "name"),
             run=self._text(said, "run", ""),
-            scheme=self._text(said, "scheme"),
+            scheme=scheme,
             model=model,
             seed=self._number(said, "seed", 0),
             settings={name: _as_text(value) for name, value in settings.items()},
@@ -197,10 +224,13 @@ class _Reading:
             records=self._number(data, "records", 0) or None,
             input_shape=tuple(shape),
             classes=classes,
-            coordinator=coordinator,
-            address=address,
+            columns=tuple(columns),
+            coordinator=min(addresses),
+            address=addresses[min(addresses)],
             owners=owners,
-            counts=counts,
+            others=tuple(sorted(set(found) - {min(addresses), *owners})),
+            addresses=addresses,
+            counts=tuple(self._number(found[role], "records", 0) for role in owners),
             digest=hashlib.sha256(canonical.encode()).digest(),
         )
 
@@ -222,9 +252,7 @@ class _Reading:
             raise ConfigError(f"{self.path}: {name}, a number from 0, expected; got {value!r}")
         return value
 
-    def _parties(
-        self, parties: Sequence[object]
-    ) -> tuple[Role, Address, tuple[Role, ...], tuple[int, ...]]:
+    def _found(self, parties: Sequence[object]) -> dict[Role, Mapping[str, object]]:
         found: dict[Role, Mapping[str, object]] = {}
         for one in parties:
             if not isinstance(one, dict):
@@ -234,32 +262,55 @@ class _Reading:
             if role in found:
                 raise ConfigError(f"{self.path}: {role} is a party twice: each role once")
             found[role] = one
+        return found
+
+    def _one(self, found: Mapping[Role, Mapping[str, object]]) -> dict[Role, Address]:
         servers = [role for role in found if role.kind == "server"]
         if len(servers) != 1:
             raise ConfigError(
                 f"{self.path}: one coordinator expected, a party of role server 0; got {len(servers)}: "
                 f"{', '.join(map(str, servers)) or 'none'}"
             )
-        owners = tuple(sorted(role for role in found if role.kind == "owner"))
-        if strangers := sorted(set(found) - {*servers, *owners}):
+        self._no_strangers(found, {"server", "owner"}, "server or owner")
+        address = self._address(self._text(found[servers[0]], "address", ""))
+        return {servers[0]: address}
+
+    def _two(self, found: Mapping[Role, Mapping[str, object]]) -> dict[Role, Address]:
+        servers = sorted(role for role in found if role.kind == "server")
+        if tuple(servers) != SERVERS:
             raise ConfigError(
-                f"{self.path}: {strangers[0]} has no part in these schemes: server or owner"
+                f"{self.path}: parties server 0 and server 1 expected, got {', '.join(map(str, servers)) or 'none'}"
             )
+        self._no_strangers(found, {"server", "owner", "dealer"}, "server, owner or dealer")
+        if extra := [role for role in found if role.kind == "dealer" and role != DEALER]:
+            raise ConfigError(f"{self.path}: one dealer at most, {DEALER}; got {extra[0]}")
+        addresses = {
+            role: self._address(self._text(found[role], "address", "")) for role in SERVERS
+        }
+        if addresses[SERVERS[0]] == addresses[SERVERS[1]]:
+            raise ConfigError(f"{self.path}: both servers have the same address: each its own")
+        return addresses
+
+    def _no_strangers(
+        self, found: Mapping[Role, Mapping[str, object]], kinds: set[str], known: str
+    ) -> None:
+        if strangers := sorted(role for role in found if role.kind not in kinds):
+            raise ConfigError(f"{self.path}: {strangers[0]} has no part in this scheme: {known}")
+
+    def _owners(self, found: Mapping[Role, Mapping[str, object]]) -> tuple[Role, ...]:
+        owners = tuple(sorted(role for role in found if role.kind == "owner"))
         if [role.index for role in owners] != list(range(len(owners))) or not owners:
             raise ConfigError(
                 f"{self.path}: parties owner 0, owner 1 and so on expected, got "
                 f"{', '.join(map(str, owners)) or 'none'}"
             )
-        (server,) = servers
-        address = self._address(self._text(found[server], "address", ""))
-        counts = tuple(self._number(found[role], "records", 0) for role in owners)
-        return server, address, owners, counts
+        return owners
 
     def _address(self, text: str) -> Address:
         host, _, port = text.rpartition(":")
         if not host or not port.isdigit() or not 0 <= int(port) < 1 << 16:
             raise ConfigError(
-                f'{self.path}: the coordinator\'s address = "host:port" expected, got {text!r}'
+                f'{self.path}: a server\'s address = "host:port" expected, got {text!r}'
             )
         return host.strip("[]"), int(port)
 
@@ -286,8 +337,9 @@ def describe(
     setting: Setting,
     settings: Mapping[str, str],
     address: Address,
+    others: Mapping[Role, Address | None] | None = None,
 ) -> str:
-    """A description as text: that of a data set that is dealt among owners."""
+    """A description as text: that of a data set that is dealt among owners; ``others`` are server 1 and a dealer."""
     lines = [
         f"name = {json.dumps(name)}", f"scheme = {json.dumps(scheme)}", f"model = {json.dumps(setting.model)}",
         f"seed = {setting.seed}", "", "[settings]",
@@ -296,6 +348,9 @@ def describe(
         *([f"records = {setting.records}"] if setting.records else []), "", "[[party]]", 'role = "server 0"',
         f'address = "{address[0]}:{address[1]}"',
     ]  # fmt: skip
+    for role, place in (others or {}).items():
+        lines += ["", "[[party]]", f'role = "{role}"']
+        lines += [] if place is None else [f'address = "{place[0]}:{place[1]}"']
     for index in range(setting.owners):
         lines += ["", "[[party]]", f'role = "owner {index}"']
     return "\n".join(lines) + "\n"
@@ -336,7 +391,7 @@ def task_for(
             raise ConfigError(
                 f"{role} brings its own records: give --records FILE.npz with inputs and labels"
             )
-        shards[role.index] = read_records(records)
+        shards[role.index] = read_records(records, federation.columns)
     generator = torch.Generator().manual_seed(federation.seed)
     start = network(federation.model, federation.input_shape, federation.classes, generator)
     task = Task(
@@ -354,15 +409,20 @@ def _whole(federation: Federation, shards: Sequence[Shard | None]) -> tuple[int,
     )
 
 
-def read_records(path: Path) -> Shard:
+def read_records(path: Path, columns: Sequence[str] = ()) -> Shard:
     """Records and labels from an .npz file.
 
+    Args:
+        path: of the file.
+        columns: names that its ``columns`` must have, in this order; without any it must have none.
+
     Raises:
-        DataError: the file is missing or damaged, or lacks one of them.
+        DataError: the file is missing or damaged, lacks one of them, or has other columns.
     """
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             inputs, labels = file["inputs"], file["labels"]
+            named = tuple(map(str, file["columns"])) if "columns" in file else ()
     except (
         OSError,
         ValueError,
@@ -379,10 +439,24 @@ def read_records(path: Path) -> Shard:
         raise DataError(
             f"{path}: inputs must be float32 and labels int64, not {inputs.dtype} and {labels.dtype}"
         )
+    if named != tuple(columns):
+        raise DataError(f"{path}: {_other_columns(named, columns)}")
     return torch.from_numpy(inputs), torch.from_numpy(labels)
 
 
-def _credentials(federation: Federation, keys: Path, role: Role | None) -> Credentials:
+def _other_columns(named: Sequence[str], columns: Sequence[str]) -> str:
+    if not columns:
+        return "it names its columns, and [data] of the description does not: say columns there, for all to compare"
+    if not named:
+        return f"it does not name its columns: add an array columns, {columns[0]!r} and so on"
+    if len(named) != len(columns):
+        return f"it has {len(named)} columns, and {len(columns)} were agreed on"
+    at = next(k for k, (own, other) in enumerate(zip(named, columns, strict=True)) if own != other)
+    return f"its column {at} is {named[at]!r}, and {columns[at]!r} was agreed on: put its columns in the same order"
+
+
+def credentials_of(federation: Federation, keys: Path, role: Role | None) -> Credentials:
+    """A party's certificates, if they are of this federation and role."""
     held = certificates.load(keys)
     if held.federation != federation.name:
         raise ConfigError(
@@ -390,9 +464,7 @@ def _credentials(federation: Federation, keys: Path, role: Role | None) -> Crede
         )
     if role is not None and held.role != role:
         raise ConfigError(f"{keys} is the folder of {held.role}, {role} was expected")
-    if missing := [
-        r for r in (federation.coordinator, *federation.owners) if r not in held.registry
-    ]:
+    if missing := [r for r in federation.parties if r not in held.registry]:
         raise ConfigError(
             f"{missing[0]} is a party of {federation.name}, and has no certificate in {keys / 'registry.pem'}"
         )
@@ -496,9 +568,9 @@ def coordinate(
         TacitError: whatever the scheme raises.
     """
     start = time.perf_counter()
-    held = _credentials(federation, place.keys, federation.coordinator)
+    held = credentials_of(federation, place.keys, federation.coordinator)
     task, data = task_for(federation, federation.coordinator)
-    about = _about(federation, scheme, place)
+    about = about_of(federation, scheme, place)
     kept: _Answers | None = None
     if place.state is not None:
         name = federation.digest.hex()[:16]
@@ -565,11 +637,11 @@ def join(
         raise ConfigError(
             f"{role} is no owner of {federation.name}: those are {', '.join(map(str, federation.owners))}"
         )
-    held = _credentials(federation, place.keys, role)
+    held = credentials_of(federation, place.keys, role)
     task, _ = task_for(federation, role, records)
     if out is not None:
         prepare(out, overwrite, ("model.safetensors",))
-    seat, about = _seat(held, place.secret_seed), _about(federation, scheme, place)
+    seat, about = _seat(held, place.secret_seed), about_of(federation, scheme, place)
     member = scheme.members_of(task, seat)[role]
     with ExitStack() as stack:
         stack.enter_context(one_thread())
@@ -608,7 +680,7 @@ def join(
             write_file(mark, "")
 
 
-def _about(federation: Federation, scheme: Collaborative, place: Place) -> bytes:
+def about_of(federation: Federation, scheme: Collaborative | TwoServer, place: Place) -> bytes:
     """What is compared: who draws secrets from a seed takes part in no run whose parties do not."""
     about = agreed(federation, scheme)
     return about if place.secret_seed is None else hashlib.sha256(b"seeded" + about).digest()
@@ -632,7 +704,7 @@ def _gather(hub: TcpHub, place: Place, *, again: bool) -> None:
         place.note(f"going on with {', '.join(map(str, missed.replied))}: {missed}")
 
 
-def agreed(federation: Federation, scheme: Collaborative) -> bytes:
+def agreed(federation: Federation, scheme: Collaborative | TwoServer) -> bytes:
     """A digest of all that the parties must have in common: the description, the scheme's settings, the version."""
     said = f"{tacit.__version__}|{scheme!r}|".encode()
     return hashlib.sha256(said + federation.digest).digest()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import queue
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from tacit.parties.credentials import folder_name, issue_all
 from tacit.parties.links.link import Shape
 from tacit.parties.links.tcp import Note, unheard
 from tacit.parties.roles import SERVER, Role, owners
+from tacit.training.two_server import DEALER, NOBODY, SERVERS, Preprocessing, TwoServer
 
 RESTARTS = 3
 """How often a party that was killed is started again."""
@@ -79,6 +81,11 @@ class _Party:
     def drained(self) -> None:
         for reader in self._readers:
             reader.join(5)
+        for stream, reader in zip(
+            (self.process.stdout, self.process.stderr), self._readers, strict=True
+        ):
+            if stream is not None and not reader.is_alive():
+                stream.close()
 
     def end(self) -> None:
         if not self.starts:
@@ -108,7 +115,7 @@ def _read(stream: IO[str] | None, take: Any) -> None:
 
 def launch(  # noqa: PLR0913 - each is an option of `tacit train`
     scheme: str,
-    protection: Collaborative,
+    protection: Collaborative | TwoServer,
     changes: Sequence[str],
     setting: Setting,
     *,
@@ -138,6 +145,8 @@ def launch(  # noqa: PLR0913 - each is an option of `tacit train`
         TacitError: what the coordinator ended with.
         PeerDropped: it was killed too often.
     """
+    if isinstance(protection, TwoServer) and protection.open_to == NOBODY:
+        raise ConfigError("open_to is nobody, so that no model comes out: name who gets it")
     with ExitStack() as stack:
         if out is None:
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="tacit-"))
@@ -146,15 +155,31 @@ def launch(  # noqa: PLR0913 - each is an option of `tacit train`
             prepare(out, overwrite)
             folder = out / ".unfinished-tcp"
         about = f"{protection!r}|{setting!r}|{secret_seed}"
-        _lay_out(folder, scheme, changes, setting, about, overwrite=overwrite)
+        others = _others(protection)
+        roles = SERVER, *others, *owners(setting.owners)
+        _lay_out(folder, roles, about, overwrite=overwrite)
+        # Written each time: the ports of a run that is gone on with may be taken.
+        places = dict(zip(SERVERS, _free(2), strict=True)) if others else {SERVER: ("127.0.0.1", 0)}
+        text = describe(
+            _NAME, scheme, setting, dict(change.split("=", 1) for change in changes), places[SERVER],
+            {role: places.get(role) for role in others},
+        )  # fmt: skip
+        write_file(folder / "federation.toml", text)
         said: queue.SimpleQueue[tuple[Role, str]] = queue.SimpleQueue()
+        first = SERVER
+        if isinstance(protection, TwoServer):
+            first, *_ = protection.receivers(owners(setting.owners)) or (SERVER,)
         parties = [
-            _Party(role, _command(role, folder, shape, secret_seed), said)
-            for role in (SERVER, *owners(setting.owners))
+            _Party(role, _command(role, folder, first, shape, secret_seed, two=bool(others)), said)
+            for role in (SERVER, *others, *owners(setting.owners))
         ]
         for party in parties:
             stack.callback(party.end)
-        result = _run(parties, folder, said, progress, note)
+        result = (
+            _run_two(parties, first, said, progress, note)
+            if others
+            else _run(parties, folder, said, progress, note)
+        )
         if out is not None:
             for name in ("model.safetensors", "run.json"):
                 shutil.copyfile(folder / "out" / name, out / name)
@@ -166,16 +191,25 @@ def launch(  # noqa: PLR0913 - each is an option of `tacit train`
     return result
 
 
-def _lay_out(
-    folder: Path,
-    scheme: str,
-    changes: Sequence[str],
-    setting: Setting,
-    about: str,
-    *,
-    overwrite: bool,
-) -> None:
-    """Certificates and the description, once; a folder of the same run is gone on with."""
+def _others(protection: Collaborative | TwoServer) -> tuple[Role, ...]:
+    """Who takes part beside server 0 and the owners."""
+    if not isinstance(protection, TwoServer):
+        return ()
+    dealt = protection.preprocessing is Preprocessing.DEALER
+    return (SERVERS[1], DEALER) if dealt else (SERVERS[1],)
+
+
+def _free(count: int) -> list[tuple[str, int]]:
+    """Ports of this machine that were free a moment ago."""
+    with ExitStack() as stack:
+        doors = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for door in doors:
+            door.bind(("127.0.0.1", 0))
+        return [("127.0.0.1", int(door.getsockname()[1])) for door in doors]
+
+
+def _lay_out(folder: Path, roles: Sequence[Role], about: str, *, overwrite: bool) -> None:
+    """Certificates, once; a folder of the same run is gone on with."""
     digest = hashlib.sha256(about.encode()).hexdigest()
     mark = folder / "about"
     if folder.exists() and any(folder.iterdir()):
@@ -187,20 +221,33 @@ def _lay_out(
             )
         shutil.rmtree(folder)
     make_folder(folder, private=True)
-    issue_all(folder / "keys", _NAME, (SERVER, *owners(setting.owners)), coins=Coins())
-    settings = dict(change.split("=", 1) for change in changes)
-    text = describe(_NAME, scheme, setting, settings, ("127.0.0.1", 0))
-    write_file(folder / "federation.toml", text)
+    issue_all(folder / "keys", _NAME, roles, coins=Coins())
     write_file(mark, digest)
 
 
-def _command(role: Role, folder: Path, shape: Shape | None, secret_seed: str | None) -> list[str]:
+def _command(
+    role: Role,
+    folder: Path,
+    first: Role,
+    shape: Shape | None,
+    secret_seed: str | None,
+    *,
+    two: bool,
+) -> list[str]:
+    """The command of a party; ``first`` writes the model."""
     name = folder_name(role)
-    command = [sys.executable, "-m", "tacit.cli.main", "coordinate" if role == SERVER else "join"]
+    command = [
+        sys.executable,
+        "-m",
+        "tacit.cli.main",
+        "coordinate" if role == SERVER and not two else "join",
+    ]
     command += [str(folder / "federation.toml"), "--keys", str(folder / "keys" / name)]
     command += ["--state", str(folder / "state" / name)]
-    if role == SERVER:
-        command += ["--out", str(folder / "out"), "--overwrite", "--json"]
+    if role == first:
+        command += ["--out", str(folder / "out"), "--overwrite"]
+    if role == first or two:
+        command += ["--json"]
     if shape is not None:
         command += ["--delay", str(shape.delay), "--bandwidth", str(shape.bandwidth)]
     if secret_seed is not None:
@@ -244,6 +291,73 @@ def _run(
     _wait_for(members)
     result: dict[str, Any] = json.loads("\n".join(server.printed))
     return result
+
+
+def _run_two(
+    parties: Sequence[_Party],
+    first: Role,
+    said: queue.SimpleQueue[tuple[Role, str]],
+    progress: Progress,
+    note: Note,
+) -> dict[str, Any]:
+    """All parties of two-server training, to the end; if one is killed all begin again, the servers where they were."""
+    losses: dict[int, float] = {}
+    for party in parties:
+        party.start()
+    while not all(party.process.poll() == 0 for party in parties):
+        _hear(said, losses, progress, note)
+        if any(party.process.poll() for party in parties):
+            _all_again(parties, note)
+    for party in parties:
+        party.drained()
+    while not said.empty():
+        _hear(said, losses, progress, note)
+    results = {party.role: json.loads("\n".join(party.printed)) for party in parties}
+    found: dict[str, Any] = results[first]
+    found["cost"] = {name: cost for one in results.values() for name, cost in one["cost"].items()}
+    found["rounds"] = max(one["rounds"] for one in results.values())
+    if losses:
+        found["losses"] = sorted(losses.items())
+    return found
+
+
+def _hear(
+    said: queue.SimpleQueue[tuple[Role, str]],
+    losses: dict[int, float],
+    progress: Progress,
+    note: Note,
+) -> None:
+    try:
+        role, line = said.get(timeout=0.2)
+    except queue.Empty:
+        return
+    what, _, rest = line.partition(" ")
+    if role == SERVER and what == "progress":
+        done, _, total = rest.partition("/")
+        progress(int(done), int(total))
+    elif role == SERVER and what == "loss":
+        step, _, value = rest.partition(" ")
+        losses[int(step)] = float(value)
+        note(line)
+    elif line:
+        note(f"{role}: {line}")
+
+
+def _all_again(parties: Sequence[_Party], note: Note) -> None:
+    """One has ended, and the others cannot go on without it."""
+    time.sleep(1.0)  # who ended because another was killed may be the first that is seen
+    statuses = {party.role: party.process.poll() for party in parties}
+    killed = [party for party in parties if (statuses[party.role] or 0) < 0]
+    failed = [party for party in parties if (statuses[party.role] or 0) > 0]
+    for party in parties:
+        party.end()
+    if not killed or parties[0].starts > RESTARTS:
+        errors = [party.error() for party in (failed or killed)]
+        raise next((error for error in errors if not isinstance(error, PeerDropped)), errors[0])
+    gone = killed[0]
+    note(f"{gone.role} was killed by signal {-gone.process.returncode}: all are started again")
+    for party in parties:
+        party.start()
 
 
 def _restart(parties: Sequence[_Party], note: Note) -> None:

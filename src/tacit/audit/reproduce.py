@@ -11,11 +11,13 @@ from tacit.audit.figures import Effort
 from tacit.audit.reproduce_leakage import reproduce_leakage
 from tacit.audit.reproduce_secure import reproduce_secure
 from tacit.audit.reproduce_selective import reproduce_selective
+from tacit.audit.reproduce_two_server import reproduce_two_server
 from tacit.core.errors import ConfigError, UnknownName
 
 #: What can be reproduced: a paper's number, or a name.
 REPRODUCTIONS: Mapping[str, Callable[[Effort], dict[str, object]]] = {
     "3": reproduce_selective,
+    "5": reproduce_two_server,
     "6": reproduce_secure,
     "leakage": reproduce_leakage,
 }

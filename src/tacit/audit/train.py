@@ -33,8 +33,10 @@ from tacit.nn.local_work import accuracy, parameters_of
 from tacit.nn.networks import cnn, mlp, tanh_cnn
 from tacit.nn.spec import save_model
 from tacit.parties.checkpoints import FileCheckpoint, Snapshot, keep_nothing
+from tacit.parties.links.tcp import Note, unheard
 from tacit.parties.runs import Opened, Run
 from tacit.parties.views import COUNTS
+from tacit.training.two_server import TwoServer
 
 MODELS = ("mlp", "cnn", "tanh-cnn")
 SPLITS = ("iid", "label")
@@ -124,12 +126,13 @@ def network(
 
 def train(
     scheme: str,
-    protection: Collaborative,
+    protection: Collaborative | TwoServer,
     setting: Setting,
     *,
     out: Path | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
+    note: Note = unheard,
     secret_seed: str | None = None,
 ) -> dict[str, Any]:
     """Train with all parties in this process, measure, and write model.safetensors and run.json.
@@ -144,6 +147,7 @@ def train(
         out: folder for the model and the run; None writes nothing.
         overwrite: replace a model, or a snapshot of other settings, that the folder holds.
         progress: told how much is done.
+        note: told what is opened on the way: losses, in two-server training with show_loss.
         secret_seed: secrets follow from it: for tests alone.
 
     Returns:
@@ -168,7 +172,15 @@ def train(
             file.remove()
     keep = keep_nothing if file is None else Snapshot.of(file)
     with one_thread(), noted_warnings() as said:
-        run = protection.train(task, coins=coins, recording=COUNTS, progress=progress, keep=keep)
+        if isinstance(protection, TwoServer):
+            run = protection.train(
+                task, coins=coins, progress=progress, keep=keep,
+                told=lambda step, loss: note(loss_line(step, loss)),
+            )  # fmt: skip
+        else:
+            run = protection.train(
+                task, coins=coins, recording=COUNTS, progress=progress, keep=keep
+            )
     result = finish(
         run, task, data, command="train", scheme=scheme, protection=protection, seconds=time.perf_counter() - start,
         settings=plain(setting), warnings=said, out=out,
@@ -176,6 +188,11 @@ def train(
     if file is not None:
         file.remove()
     return result
+
+
+def loss_line(step: int, loss: float) -> str:
+    """What is said of a loss that was opened."""
+    return f"loss {step} {loss:.6g}"
 
 
 def finish(  # noqa: PLR0913 - what a run's result says, each by name

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,6 +53,20 @@ def _address(text: str | None) -> tuple[str, int] | None:
     if not host or not port.isdigit() or int(port) >= 1 << 16:
         raise ConfigError(f"--address: host:port expected, got {text!r}")
     return host.strip("[]"), int(port)
+
+
+def _progress(bar: Any, what: str) -> Callable[[int, int], None]:
+    """A bar, and, where no terminal shows it, a line a second."""
+    task, told = bar.add_task(what, total=None), [0.0]
+
+    def progress(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        now = time.monotonic()
+        if not sys.stderr.isatty() and (now - told[0] > 1 or done == total):
+            told[0] = now
+            say(f"progress {done}/{total}")
+
+    return progress
 
 
 def coordinate(
@@ -102,6 +117,7 @@ def coordinate(
     from tacit import catalogue
     from tacit.audit import federation as parties
     from tacit.parties.credentials import folder_name
+    from tacit.training.two_server import TwoServer
 
     described = parties.read_federation(federation)
     name = folder_name(described.coordinator)
@@ -109,18 +125,15 @@ def coordinate(
         federation, name, keys=keys, state=state, delay=delay, bandwidth=bandwidth, patience=patience, wait=wait,
         secret_seed=secret_seed, note=say,
     )  # fmt: skip
+    scheme = catalogue.scheme_of(described)
+    if isinstance(scheme, TwoServer):
+        raise ConfigError(
+            "two-server has no coordinator: each party, servers too, takes part by `tacit join`"
+        )
     with progress_bar() as bar:
-        task, told = bar.add_task(f"coordinating {described.name}", total=None), [0.0]
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-            now = time.monotonic()
-            if not sys.stderr.isatty() and (now - told[0] > 1 or done == total):
-                told[0] = now
-                say(f"progress {done}/{total}")
-
+        progress = _progress(bar, f"coordinating {described.name}")
         result = parties.coordinate(
-            described, catalogue.scheme_of(described), place, out=out, overwrite=overwrite, address=_address(address),
+            described, scheme, place, out=out, overwrite=overwrite, address=_address(address),
             progress=progress, listening=lambda at: say(f"listening on {at[0]}:{at[1]}"),
         )  # fmt: skip
     if as_json:
@@ -151,8 +164,9 @@ def join(
     out: Annotated[Path | None, typer.Option(help="Folder for the finished model.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a model in that folder.")] = False,
     secret_seed: SecretSeed = None,
+    as_json: Json = False,
 ) -> None:
-    """Take part in a federation as one of its owners, until the coordinator has ended.
+    """Take part in a federation as one of its owners, until the coordinator has ended; in two-server, as any party.
 
     See `tacit coordinate --help` for the description that all share. Killed, the same command goes on; but a member whose
     state was lost or restored from a backup is refused, because it could be made to answer twice: enrol it anew, with
@@ -160,7 +174,10 @@ def join(
     """
     from tacit import catalogue
     from tacit.audit import federation as parties
+    from tacit.audit import two_server_parties as two
+    from tacit.audit.train import loss_line
     from tacit.parties.credentials import folder_name, load
+    from tacit.training.two_server import TwoServer
 
     described = parties.read_federation(federation)
     if role is None and keys is None:
@@ -170,8 +187,27 @@ def join(
         federation, folder_name(who), keys=keys, state=state, delay=delay, bandwidth=bandwidth, patience=patience,
         wait=wait, secret_seed=secret_seed, note=say,
     )  # fmt: skip
+    scheme = catalogue.scheme_of(described)
+    if isinstance(scheme, TwoServer):
+        with progress_bar() as bar:
+            result = two.join(
+                described, scheme, who, place, records=records, address=_address(address), out=out, overwrite=overwrite,
+                progress=_progress(bar, f"{who} of {described.name}"),
+                told=lambda step, loss: say(loss_line(step, loss)),
+            )  # fmt: skip
+        if as_json:
+            print_json(result)
+        elif "accuracy" in result:
+            table_of_run(result)
+        else:
+            say(f"{who}: {described.name} has ended")
+        return
+    if as_json:
+        raise ConfigError(
+            "a member has nothing to print as JSON: give --json to `tacit coordinate`"
+        )
     parties.join(
-        described, catalogue.scheme_of(described), who, place, records=records, address=_address(address), out=out,
+        described, scheme, who, place, records=records, address=_address(address), out=out,
         overwrite=overwrite,
     )  # fmt: skip
     say(

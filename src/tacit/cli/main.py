@@ -140,7 +140,7 @@ def train(
     scheme: Annotated[
         str,
         typer.Argument(
-            help="centralised, federated-sgd, federated-averaging, local-dp, selective-sgd or secure-aggregation."
+            help="centralised, federated-sgd, federated-averaging, local-dp, selective-sgd, secure-aggregation, two-server"
         ),
     ],
     dataset: Annotated[str, typer.Option(help="See `tacit data list`.")] = "digits",
@@ -185,7 +185,7 @@ def train(
 ) -> None:
     """Train with one scheme, and say what is claimed and what it cost.
 
-    Schemes: centralised, federated-sgd, federated-averaging, local-dp, selective-sgd, secure-aggregation.
+    Schemes: centralised, federated-sgd, federated-averaging, local-dp, selective-sgd, secure-aggregation, two-server.
 
     With --out, a run that was killed goes on where it was when the same command is given again.
 
@@ -306,11 +306,13 @@ def reproduce(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="What to measure: transport, secagg, or two-party.")],
+    name: Annotated[
+        str, typer.Argument(help="What to measure: transport, secagg, two-party, or two-server.")
+    ],
     against: Annotated[
         str,
         typer.Option(
-            help="Peers to measure in the same run, comma-separated: secagg knows flower, two-party spu and crypten."
+            help="Peers in the same run, comma-separated: flower in secagg, spu and crypten in two-party and two-server."
         ),
     ] = "",
     quick: Quick = False,

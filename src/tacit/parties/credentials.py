@@ -305,7 +305,8 @@ def _checked(folder: Path, files: Mapping[str, bytes], now: datetime) -> Credent
         peer, public = _role_of(one, ca, federation, now), _key_of(one, "registry.pem")
         if peer in registry or public in registry.values():
             raise AuthenticationFailed(
-                f"registry.pem has {peer} or its key twice; {_FROM_AUTHORITY}"
+                f"registry.pem has {peer} or its key twice: who is two parties has what they keep from each other; "
+                f"{_FROM_AUTHORITY}"
             )
         registry[peer] = public
     if registry.get(role) != key.public:

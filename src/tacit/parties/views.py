@@ -243,6 +243,7 @@ class Update:
         noisy: it carries noise or a mask.
         clipped: its values were bounded one by one.
         seen: where only a part of the update was seen, one boolean array a parameter; elsewhere the arrays hold 0.
+        squared_error: the loss behind it is the squared error, not cross-entropy.
         records: the records behind it, numbered through all owners' in turn, where the protocol's order says which.
     """
 
@@ -257,6 +258,7 @@ class Update:
     noisy: bool = False
     clipped: bool = False
     seen: Arrays | None = field(default=None, repr=False)
+    squared_error: bool = False
     records: tuple[int, ...] | None = None
 
 

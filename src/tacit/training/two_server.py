@@ -32,8 +32,9 @@ import copy
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from functools import partial
@@ -60,7 +61,7 @@ from tacit.parties.pair import Channel, Party
 from tacit.parties.roles import Role, owners
 from tacit.parties.runs import Held, Opened, Run
 from tacit.parties.two_party.arithmetic import Fixed, Kept, open_to_both, square
-from tacit.parties.two_party.correlations import Correlation, Material, Part, Plan, renamed
+from tacit.parties.two_party.correlations import Correlation, Material, Part, Plan, renamed, uniform
 from tacit.parties.two_party.dealer import KEY_BYTES, Dealt, deal
 from tacit.parties.two_party.engine import OnShares
 from tacit.parties.two_party.network import Loss, Network, Rate, encode, encoded, network_of
@@ -100,10 +101,11 @@ class TwoServer:
     """Mini-batch SGD by two servers on shares.
 
     Args:
-        loss: squared-error, relu-sum (in place of softmax), or logistic (one output, or one a class).
+        loss: squared-error, relu-sum (in place of softmax) or relu-sum-tangent, or logistic (one output, or one a class).
         epochs: passes over the records.
         batch_size: records a step.
         learning_rate: of a step; over the batch's size it is rounded to 8 bits, exactly if both are powers of two.
+        decay: the learning rate of an epoch over that of the one before.
         fraction: fractional bits.
         preprocessing: dealer, or transfers between the servers alone.
         window: bytes of correlations that are made at a time.
@@ -117,6 +119,7 @@ class TwoServer:
     epochs: int = 15
     batch_size: int = 128
     learning_rate: float = 0.125
+    decay: float = 1.0
     fraction: int = 13
     preprocessing: Preprocessing = Preprocessing.DEALER
     window: int = WINDOW
@@ -128,10 +131,10 @@ class TwoServer:
     def __post_init__(self) -> None:
         check_sgd(batch_size=self.batch_size, learning_rate=self.learning_rate)
         _ = FixedPoint(self.fraction)
-        if min(self.epochs, self.window) < 1 or self.show_loss < 0:
+        if min(self.epochs, self.window) < 1 or self.show_loss < 0 or not 0 < self.decay <= 1:
             raise ConfigError(
-                "epochs and window of at least 1 and show_loss from 0 expected, got "
-                f"{self.epochs}, {self.window} and {self.show_loss}"
+                "epochs and window of at least 1, show_loss from 0 and decay above 0, at most 1, expected, got "
+                f"{self.epochs}, {self.window}, {self.show_loss} and {self.decay}"
             )
         kind, _, index = self.open_to.partition(" ")
         if self.open_to not in ("owners", NOBODY) and not (kind == "owner" and index.isdigit()):
@@ -152,6 +155,7 @@ class TwoServer:
         recording: Recording = COUNTS,
         progress: Progress = silent,
         keep: Keep = keep_nothing,
+        told: Told | None = None,
     ) -> Run[Opened[nn.Module]]:
         """Train on the task's records, all parties in this process, and open the model.
 
@@ -161,6 +165,7 @@ class TwoServer:
             recording: what to keep of the views.
             progress: told after each step.
             keep: makes the checkpoint from which a run that was killed goes on.
+            told: given each loss that is opened.
 
         Raises:
             UnsupportedLayer: the model has a layer that cannot be computed on shares.
@@ -169,7 +174,7 @@ class TwoServer:
         """
         if self.open_to == NOBODY:
             raise ConfigError("open_to is nobody, so that no model comes out: use hold, or open it")
-        run, models = self._run(task, coins, recording, progress, keep)
+        run, models = self._run(task, coins, recording, progress, keep, told or _unheard)
         to = self.receivers(task.owners)
         return Run(
             output=Opened(models[to[0]], to), cost=run.cost, views=run.views,
@@ -185,8 +190,10 @@ class TwoServer:
         progress: Progress = silent,
         keep: Keep = keep_nothing,
     ) -> Run[Held[Sequence[Elements]]]:
-        """As `train`; the model stays shared, for instance for `tacit.training.two_server.predict`."""
-        run, _ = replace(self, open_to=NOBODY)._run(task, coins, recording, progress, keep)
+        """As `train`; the model stays shared, for instance for `Prediction`."""
+        run, _ = replace(self, open_to=NOBODY)._run(
+            task, coins, recording, progress, keep, _unheard
+        )
         held = {role: outcome.weights for role, outcome in run.output.items()}
         return Run(
             output=Held(held), cost=run.cost, views=run.views,
@@ -194,10 +201,18 @@ class TwoServer:
         )  # fmt: skip
 
     def _run(
-        self, task: Task, coins: Coins, recording: Recording, progress: Progress, keep: Keep
+        self,
+        task: Task,
+        coins: Coins,
+        recording: Recording,
+        progress: Progress,
+        keep: Keep,
+        told: Told,
     ) -> tuple[Run[dict[Role, Outcome]], dict[Role, nn.Module]]:
         checkpoints = _joint(keep({}))
-        parties = self.parties_of(task, coins, progress=progress, checkpoints=checkpoints)
+        parties = self.parties_of(
+            task, coins, progress=progress, checkpoints=checkpoints, told=told
+        )
         done = run_pair(parties, recording=recording, deadline=_ENOUGH)
         outputs = outputs_of(done)
         models = {role: out for role, out in outputs.items() if isinstance(out, nn.Module)}
@@ -229,6 +244,7 @@ class TwoServer:
         progress: Progress = silent,
         checkpoints: Mapping[Role, Checkpoint] | None = None,
         told: Told = lambda step, loss: None,
+        columns: Sequence[str] = (),
     ) -> dict[Role, Party[Any]]:
         """The function of every party: both servers, the owners whose records are here, and the dealer if there is one.
 
@@ -238,8 +254,9 @@ class TwoServer:
             progress: told by server 0 after each step.
             checkpoints: of the servers.
             told: given each loss that is opened, at server 0.
+            columns: names of the records' columns, the same for all owners.
         """
-        terms = Terms.of(self, task)
+        terms = Terms.of(self, task, columns)
         kept = checkpoints or {}
 
         def serve(party: int) -> Party[Outcome]:
@@ -262,11 +279,15 @@ class TwoServer:
     def observe(self, view: View, role: Role) -> Observation:
         """At a server: what it computes from its view, by running its part again on what it received.
 
-        That is each batch as it was opened (less its mask), and its share of each step's gradient. At an owner: the model,
-        if it gets one. At the dealer: how far the servers came, which is nothing of the data.
+        That is each batch as it was opened, less its mask, and the gradients that come of what was opened in each step. At
+        an owner: the model, if it gets one. At the dealer: the step from which the servers go on.
         """
         if role in SERVERS:
             return _replayed(self, view, role.index)
+        if role == DEALER:
+            told = [frame.message() for frame in view.frames()]
+            steps = [array for one in told if one.tag == "from" for array in one.arrays("arrays")]
+            return Observation(intermediates=tuple(("first step", array) for array in steps))
         outputs = []
         if role.kind == "owner":
             shares = [frame.message() for frame in view.frames() if frame.message().tag == "model"]
@@ -275,6 +296,10 @@ class TwoServer:
                 weights = tuple(self.fixed.decode(a + b).astype(np.float32) for a, b in both)
                 outputs.append((0, weights))
         return Observation(outputs=tuple(outputs))
+
+    def sabotaged(self) -> TwoServer:
+        """The same scheme, deliberately broken: what is opened has no mask."""
+        return replace(self, masks=Masks.NONE)
 
 
 Told = Callable[[int, float], None]
@@ -293,7 +318,13 @@ def plain_settings(scheme: TwoServer) -> dict[str, object]:
 def claims_of(scheme: TwoServer) -> tuple[Claim, ...]:
     """What holds for a run with these settings."""
     if scheme.masks is Masks.NONE:
-        return ()
+        return (
+            Claim(
+                statement="Nothing here hides a record or a weight from the servers: masks are left out.",
+                basis=Basis.PROVED,
+                source="by construction",
+            ),
+        )
     assumes = ["the servers follow the protocol, and do not collude with each other"]
     if scheme.preprocessing is Preprocessing.DEALER:
         assumes.append("the dealer follows it too, and colludes with neither")
@@ -369,7 +400,7 @@ class Terms:
                 f"a model with one output a class, {self.classes}, or one output for two classes expected; its outputs "
                 f"are of shape {shape}"
             )
-        if binary and self.scheme.loss is Loss.RELU_SUM:
+        if binary and self.scheme.loss in (Loss.RELU_SUM, Loss.RELU_SUM_TANGENT):
             raise ConfigError(
                 "relu-sum of one output is always 1: give the model one output a class"
             )
@@ -419,6 +450,11 @@ class Terms:
         turns = [Coins.from_seed(f"{self.seed}/{e}".encode()).permutation(count) for e in epochs]
         return [int(batch) for turn in turns for batch in turn]
 
+    def rate(self, step: int, count: int) -> Rate:
+        """Of a step, over the size of its batch."""
+        epoch = step // -(-sum(self.counts) // self.scheme.batch_size)
+        return Rate.of(self.scheme.learning_rate * self.scheme.decay**epoch, count)
+
 
 def agree(channels: Mapping[Role, Channel], terms: Terms) -> None:
     """Tell each peer the terms, and stop if it was told others.
@@ -433,8 +469,7 @@ def agree(channels: Mapping[Role, Channel], terms: Terms) -> None:
     for channel in channels.values():
         channel.send("terms", text)
     for peer, channel in channels.items():
-        (came,) = channel.recv("terms")
-        theirs = _read_terms(peer, came)
+        theirs = _read_terms(peer, channel.recv("terms"))
         for name in sorted({*mine, *theirs}):
             ours, other = mine.get(name, "nothing"), theirs.get(name, "nothing")
             if ours != other:
@@ -444,14 +479,15 @@ def agree(channels: Mapping[Role, Channel], terms: Terms) -> None:
                 )
 
 
-def _read_terms(peer: Role, came: Array) -> dict[str, str]:
+def _read_terms(peer: Role, arrays: Sequence[Array]) -> dict[str, str]:
     try:
-        if came.dtype != np.uint8 or came.size > _LONGEST:
+        (came,) = arrays
+        if came.dtype != np.uint8 or came.ndim != 1 or came.size > _LONGEST:
             raise ValueError("no text")
         said = json.loads(came.tobytes())
         if not isinstance(said, dict) or not all(isinstance(v, str) for v in said.values()):
             raise ValueError("no table of texts")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"the terms of {peer} cannot be read: {error}") from error
     return said
 
@@ -548,11 +584,13 @@ class Outcome:
     Args:
         weights: its shares of the weights, in torch's order and shapes.
         steps: how many steps it took, in this run.
-        offline_s: seconds in which it waited for correlations; all that they took, if they were made apart.
+        seconds: that the steps took.
+        offline_s: of these, in which it waited for correlations; all that they took, if they were made apart.
     """
 
     weights: Sequence[Elements] = field(repr=False)
     steps: int
+    seconds: float
     offline_s: float
 
 
@@ -578,7 +616,7 @@ def server(  # noqa: PLR0913 - a server's part, each by name
         channels: to the other server, all owners, and the dealer if there is one.
         party: 0 or 1.
         terms: what was agreed on.
-        coins: for its own draws; with a dealer it draws nothing.
+        coins: for its own draws; with a dealer nothing but half of this run's name.
         checkpoint: where its shares of the weights are kept, and gone on with from there.
         progress: told after each step.
         told: given each loss that is opened.
@@ -593,7 +631,8 @@ def server(  # noqa: PLR0913 - a server's part, each by name
     _same_weights(channels[peer], terms)
     records, targets = _gathered(channels, party, terms)
     network = terms.network(party)
-    at = _resumed(channels[peer], party, terms, checkpoint, network)
+    begin, name = _resumed(channels[peer], terms, checkpoint, network, coins)
+    at = begin.step
     if DEALER in channels:
         channels[DEALER].send("from", np.array([at], "<i8"))
     plan = plan_of(terms, at)
@@ -602,9 +641,11 @@ def server(  # noqa: PLR0913 - a server's part, each by name
     transfers = preprocessor.transfers if isinstance(preprocessor, ByTransfer) else None
     session = start(channels[peer], party, scheme.fixed, wrap(store), coins, transfers=transfers)
     learner = _Learner(
-        session=session, terms=terms, network=network, records=records, targets=targets, at=at, watch=watch
+        session=session, terms=terms, network=network, records=records, targets=targets, begin=begin, name=name, watch=watch
     )  # fmt: skip
+    begun = time.perf_counter()
     learner.run(checkpoint, progress, told)
+    seconds = time.perf_counter() - begun
     if isinstance(preprocessor, Dealt):
         preprocessor.close()
     weights = network.weights()
@@ -614,14 +655,14 @@ def server(  # noqa: PLR0913 - a server's part, each by name
             channels[role].send("model", *(np.ascontiguousarray(one) for one in weights))
         else:
             channels[role].send("end")
-    return Outcome(weights, len(terms.schedule()) - at, store.seconds)
+    return Outcome(weights, len(terms.schedule()) - at, seconds, store.seconds)
 
 
 def _preprocessor(
     channels: Mapping[Role, Channel], party: int, terms: Terms, plan: Plan, coins: Coins
 ) -> Preprocessor:
     if terms.scheme.masks is Masks.NONE:
-        return _Unmasked(plan)
+        return _Unmasked(plan, party)
     if terms.scheme.preprocessing is Preprocessing.DEALER:
         return Dealt(channels[DEALER], party, plan, seeded=coins.seeded)
     return ByTransfer(channels[SERVERS[1 - party]], party, plan, coins)
@@ -629,20 +670,31 @@ def _preprocessor(
 
 @dataclass(slots=True)
 class _Unmasked:
-    """Correlations that hide nothing: all zeros, which are correlated too. For controls."""
+    """Correlations that hide nothing: all zeros. For controls.
+
+    What follows from the masks is shared as ever, by numbers that everybody knows: truncation needs shares that are uniform.
+    """
 
     plan: Plan
+    party: int
     name: bytes = bytes(16)
 
     def prepare(self, numbers: range) -> Sequence[Material]:
-        ring = self.plan.ring
-        return [
-            {
-                part.name: np.zeros(part.shape, np.uint64 if part.bits else ring.dtype)
-                for part in (*correlation.free(), *correlation.derived())
+        ring, out = self.plan.ring, list[Material]()
+        for number in numbers:
+            one, coins = (
+                self.plan.correlations[number],
+                Coins.from_seed(f"no mask {number}".encode()),
+            )
+            parts = {
+                of.name: np.zeros(of.shape, np.uint64 if of.bits else ring.dtype)
+                for of in one.free()
             }
-            for correlation in self.plan.correlations[numbers.start : numbers.stop]
-        ]
+            known = uniform(one.derived(), ring, coins, 0)
+            for of in one.derived():
+                parts[of.name] = known[of.name] if self.party == 0 or of.bits else -known[of.name]
+            out.append(parts)
+        return out
 
 
 def _same_weights(channel: Channel, terms: Terms) -> None:
@@ -690,7 +742,8 @@ class _Learner:
     network: Network
     records: Elements
     targets: Elements
-    at: int
+    begin: _Point
+    name: bytes
     watch: Watch | None
 
     def run(self, checkpoint: Checkpoint, progress: Progress, told: Told) -> None:
@@ -698,8 +751,8 @@ class _Learner:
         engine = _engine(self.session, terms.scheme)
         rows, schedule, inputs = terms.batches(), terms.schedule(), network.rows(self.records)
         masked: dict[int, Fixed] = {}
-        saved = [(self.at, network.weights())]
-        for step in range(self.at, len(schedule)):
+        saved = [self.begin]
+        for step in range(self.begin.step, len(schedule)):
             batch = schedule[step]
             here = rows[batch]
             values = masked.get(batch) or Kept(f"batch {batch}", inputs[here])
@@ -712,7 +765,7 @@ class _Learner:
                 told(step, loss)
             done = step + 1
             if done % SAVED_EVERY == 0 and done < len(schedule):
-                saved = [*saved, (done, network.weights())][-2:]
+                saved = [*saved, _Point(done, self.name, network.weights())][-2:]
                 checkpoint.save(_kept_message(saved), CostMeter())
             progress(done, len(schedule))
 
@@ -736,7 +789,7 @@ def _step(
     errors = network.learn(engine, values, targets, scheme.loss, use)
     if look is not None:
         look()
-    network.move(engine, Rate.of(scheme.learning_rate, count))
+    network.move(engine, terms.rate(step, count))
     if not _shows(scheme, step):
         return None
     session, fixed = engine.session, scheme.fixed
@@ -807,39 +860,74 @@ def _traced(terms: Terms, count: int, masked: bool, shows: bool) -> Plan:
 # --- going on after a kill
 
 
-def _kept_message(saved: Sequence[tuple[int, Sequence[Elements]]]) -> Message:
+_NAME_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """Where a server has been: a step, the run in which it got there, and its shares of the weights then.
+
+    Both servers' shares fit together only if they are of the same run: another one gets to the same step with other masks,
+    and rounds otherwise.
+    """
+
+    step: int
+    run: bytes
+    weights: Sequence[Elements] = field(repr=False)
+
+
+def _kept_message(saved: Sequence[_Point]) -> Message:
     return Message(
         "two-server",
-        steps=np.array([step for step, _ in saved], "<i8"),
-        weights=[np.ascontiguousarray(one) for _, weights in saved for one in weights],
+        steps=np.array([point.step for point in saved], "<i8"),
+        runs=[point.run for point in saved],
+        weights=[np.ascontiguousarray(one) for point in saved for one in point.weights],
     )
 
 
-def _steps(state: Message) -> list[int]:
-    return [int(step) for step in state.array("steps", dtype="<i8")]
+def _places(state: Message) -> list[tuple[int, bytes]]:
+    steps, runs = state.array("steps", dtype="<i8").tolist(), state.fields.get("runs")
+    if not isinstance(runs, list) or [type(run) for run in runs] != [bytes] * len(steps):
+        raise DataError("the checkpoint does not say of which runs it is: remove it to begin anew")
+    return list(zip(steps, [bytes(run) for run in runs if isinstance(run, bytes)], strict=True))
 
 
 def _resumed(
-    channel: Channel, party: int, terms: Terms, checkpoint: Checkpoint, network: Network
-) -> int:
-    """The step to go on from: the last one of which both servers have kept their shares.
+    channel: Channel, terms: Terms, checkpoint: Checkpoint, network: Network, coins: Coins
+) -> tuple[_Point, bytes]:
+    """Where to go on from, the last step of which both servers have kept their shares of one run; and this run's name.
 
     Everything after it is made anew, with new masks: no correlation of the run that was killed is used again.
     """
-    kept: dict[int, list[Elements]] = {}
+    kept: dict[bytes, _Point] = {}
     if (state := checkpoint.load(CostMeter())) is not None:
-        steps, arrays = _steps(state), list(state.arrays("weights"))
-        each = len(terms.start)
-        kept = {step: arrays[k * each : (k + 1) * each] for k, step in enumerate(steps)}
-    mine = np.full(2, -1, "<i8")
-    mine[: len(kept)] = sorted(kept)[-2:]
-    wire = CheckedWire(channel)
-    (theirs,) = wire.exchange("kept", (mine,), [Expected((2,), "<i8")])
-    common = [step for step in kept if step in theirs.tolist() and step > 0]
-    at = max(common, default=0)
-    if at:
-        network.load([np.asarray(one, terms.scheme.fixed.ring.dtype) for one in kept[at]])
-    return at
+        arrays, each, dtype = (
+            list(state.arrays("weights")),
+            len(terms.start),
+            terms.scheme.fixed.ring.dtype,
+        )
+        for k, (step, run) in enumerate(_places(state)):
+            weights = [np.asarray(one, dtype) for one in arrays[k * each : (k + 1) * each]]
+            kept[step.to_bytes(8, "little") + run] = _Point(step, run, weights)
+    newest = b"".join(list(kept)[-2:])
+    size = 2 * (8 + _NAME_BYTES)
+    half = coins.child("name of the run").bytes(_NAME_BYTES)
+    mine = np.frombuffer(newest.ljust(size, b"\0") + half, np.uint8)
+    (came,) = CheckedWire(channel).exchange("kept", (mine,), [Expected(mine.shape, "u1")])
+    theirs = came.tobytes()
+    common = [
+        p for key, p in kept.items() if key in (theirs[: size // 2], theirs[size // 2 : size])
+    ]
+    begin = max(common, key=lambda point: point.step, default=_Point(0, b"", ()))
+    if begin.step:
+        network.load(begin.weights)
+    else:
+        begin = _Point(0, bytes(_NAME_BYTES), network.weights())
+    both = sorted(
+        (half, theirs[size:])
+    )  # of seeded coins the halves are those of the last run, but not where it began
+    name = hashlib.sha256(b"".join([*both, begin.step.to_bytes(8, "little"), begin.run]))
+    return begin, name.digest()[:_NAME_BYTES]
 
 
 class _OnePart:
@@ -874,6 +962,7 @@ class _Joint:
         return Message(
             "two-server",
             steps=state.array("steps"),
+            runs=state.fields["runs"],
             weights=arrays[party * half : (party + 1) * half],
         )
 
@@ -881,10 +970,15 @@ class _Joint:
         with self._lock:
             self._newest[party] = state
             first, second = (self._newest.get(p) for p in (0, 1))
-            if first is None or second is None or _steps(first) != _steps(second):
+            if first is None or second is None or _places(first) != _places(second):
                 return
             weights = [*first.arrays("weights"), *second.arrays("weights")]
-            joint = Message("two-server", steps=first.array("steps"), weights=weights)
+            joint = Message(
+                "two-server",
+                steps=first.array("steps"),
+                runs=first.fields["runs"],
+                weights=weights,
+            )
             self._checkpoint.save(joint, CostMeter())
 
 
@@ -907,15 +1001,168 @@ def dealer(channels: Mapping[Role, Channel], terms: Terms, coins: Coins) -> None
     ]
     if asked[0] != asked[1] or not 0 <= asked[0] < len(terms.schedule()):
         raise ProtocolError(f"the servers go on from different steps: {asked[0]} and {asked[1]}")
+    if terms.scheme.masks is Masks.NONE:
+        return
     deal(plan_of(terms, asked[0]), servers, coins)
+
+
+# --- prediction on shares
+
+
+CLIENT = Role("client")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a client and the servers must agree on to predict with a model that stays shared (`TwoServer.hold`).
+
+    Args:
+        scheme: with which the model was trained; its loss says what a prediction is.
+        spec: the network.
+        count: how many inputs the client has.
+        batch_size: inputs that are computed at a time.
+    """
+
+    scheme: TwoServer
+    spec: ModelSpec
+    count: int
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        if min(self.count, self.batch_size) < 1:
+            raise ConfigError(
+                f"count and batch_size of at least 1 expected, got {self.count} and {self.batch_size}"
+            )
+
+    def run(
+        self,
+        held: Held[Sequence[Elements]],
+        inputs: Array,
+        *,
+        coins: Coins,
+        recording: Recording = COUNTS,
+    ) -> Run[Array]:
+        """Predict with all parties in this process: the client, both servers and the dealer.
+
+        Args:
+            held: both servers' shares of the weights.
+            inputs: (count, *input shape); the client's.
+            coins: where all secrets come from.
+            recording: what to keep of the views.
+
+        Returns:
+            Predictions, (count, outputs): scores, shares of a sum, or 0 to 1, by the loss.
+
+        Raises:
+            RangeError: an input is out of range.
+            ConfigError: shares or inputs do not fit the network.
+        """
+        plan = self.plan()
+        servers = {
+            role: partial(self.server, party=role.index, weights=held.by[role], plan=plan, coins=coins.child(str(role)))
+            for role in SERVERS
+        }  # fmt: skip
+        parties: dict[Role, Party[Any]] = {
+            **servers,
+            CLIENT: partial(self.client, inputs=inputs, coins=coins.child(str(CLIENT))),
+            DEALER: lambda channels: deal(
+                plan, (channels[SERVERS[0]], channels[SERVERS[1]]), coins.child(str(DEALER))
+            ),
+        }
+        done = run_pair(parties, recording=recording, deadline=_ENOUGH)
+        return Run(
+            output=outputs_of(done)[CLIENT], cost=done.cost, views=done.views,
+            claims=claims_of(self.scheme), settings=plain_settings(self.scheme), seeded=coins.seeded,
+        )  # fmt: skip
+
+    def plan(self) -> Plan:
+        """The correlations of all batches; weights are masked once."""
+        ring = self.scheme.fixed.ring
+        network = self._network([ring.zeros(shape) for shape in _shapes(self.spec)])
+        inputs = ring.zeros((self.count, *self.spec.input_shape))
+        return traced(lambda session: self._forward(session, network, inputs), self.scheme.fixed)
+
+    def client(self, channels: Mapping[Role, Channel], inputs: Array, coins: Coins) -> Array:
+        """The client's part: share the inputs, and add up both servers' shares of the predictions.
+
+        **Leaks**: nothing, to either server alone. **Cost**: 32 bytes to server 0, eight for each value to server 1; eight
+        from each for each output.
+        """
+        fixed = self.scheme.fixed
+        if inputs.shape != (self.count, *self.spec.input_shape):
+            raise ConfigError(
+                f"inputs of shape {(self.count, *self.spec.input_shape)} expected, got {inputs.shape}"
+            )
+        values = encode(fixed, np.asarray(inputs, np.float32), "inputs")
+        key = coins.bytes(KEY_BYTES)
+        mask = fixed.ring.uniform(Coins.expanding(key, seeded=coins.seeded), values.shape)
+        channels[SERVERS[0]].send("key", np.frombuffer(key, np.uint8))
+        for rows in _pieces(values.shape):
+            channels[SERVERS[1]].send("rows", values[rows] - mask[rows])
+        shape = self.count, *self.spec.output_shape
+        both = [
+            CheckedWire(channels[role]).recv("prediction", [Expected(shape, fixed.ring.dtype.str)])[
+                0
+            ]
+            for role in SERVERS
+        ]
+        return fixed.decode(both[0] + both[1])
+
+    def server(
+        self,
+        channels: Mapping[Role, Channel],
+        party: int,
+        weights: Sequence[Elements],
+        plan: Plan,
+        coins: Coins,
+    ) -> None:
+        """A server's part: it learns neither inputs nor predictions."""
+        ring, wire = self.scheme.fixed.ring, CheckedWire(channels[CLIENT])
+        if [one.shape for one in weights] != _shapes(self.spec):
+            raise ConfigError("the shares of the weights do not fit the network")
+        whole = self.count, *self.spec.input_shape
+        if party == 0:
+            (key,) = wire.recv("key", [Expected((KEY_BYTES,), "u1")])
+            inputs = ring.uniform(Coins.expanding(key.tobytes()), whole)
+        else:
+            inputs = ring.zeros(whole)
+            for rows in _pieces(whole):
+                (inputs[rows],) = wire.recv("rows", [Expected(inputs[rows].shape, ring.dtype.str)])
+        dealt = Dealt(channels[DEALER], party, plan, seeded=coins.seeded)
+        store = StreamedStore(dealt, self.scheme.window)
+        session = start(channels[SERVERS[1 - party]], party, self.scheme.fixed, store, coins)
+        out = self._forward(session, self._network(weights), inputs)
+        dealt.close()
+        wire.send("prediction", out)
+
+    def _network(self, weights: Sequence[Elements]) -> Network:
+        return network_of(self.spec, self.scheme.fixed, weights)
+
+    def _forward(self, session: Session, network: Network, inputs: Elements) -> Elements:
+        engine, rows = OnShares(session), network.rows(inputs)
+        out = []
+        for at in range(0, self.count, self.batch_size):
+            scores = network.forward(
+                engine, rows[at : at + self.batch_size], "predict", learning=False
+            )
+            out.append(self.scheme.loss.predicted(engine, scores))
+        return np.concatenate(out)
+
+
+def _shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
+    return [tuple(one.shape) for one in spec.build().parameters()]
 
 
 # --- what a server can make of its view
 
 
+class _RecordEnds(Exception):
+    """No more was recorded of what a role received."""
+
+
 @dataclass(slots=True)
 class _Recorded:
-    """A channel that repeats what was received and sends nothing."""
+    """A channel that repeats what was received, as far as it was recorded, and sends nothing."""
 
     peer: Role
     messages: Iterator[Message]
@@ -925,7 +1172,9 @@ class _Recorded:
 
     def recv(self, tag: str) -> tuple[Array, ...]:
         message = next(self.messages, None)
-        if message is None or message.tag != tag:
+        if message is None:
+            raise _RecordEnds
+        if message.tag != tag:
             raise ProtocolError(f"the view of {self.peer} does not have {tag!r} where it must")
         return tuple(message.arrays("arrays"))
 
@@ -948,7 +1197,14 @@ def _replayed(scheme: TwoServer, view: View, party: int) -> Observation:
     first = received.get(peer, [])
     if [message.tag for message in first[:2]] != ["terms", "first weights"]:
         return Observation()
-    said = _read_terms(peer, first[0].arrays("arrays")[0])
+    if scheme.preprocessing is Preprocessing.TRANSFERS and scheme.masks is Masks.UNIFORM:
+        # Its own draws are not in its view, and without them it cannot go on from there: what it was sent.
+        sent = [(one.tag, array) for one in first[2:] for array in one.arrays("arrays")]
+        words = [(tag, array) for tag, array in sent if array.dtype == scheme.fixed.ring.dtype]
+        return Observation(
+            intermediates=tuple((tag, scheme.fixed.decode(array)) for tag, array in words)
+        )
+    said = _read_terms(peer, first[0].arrays("arrays"))
     terms = Terms(
         scheme=scheme, spec=ModelSpec.from_json(said["network"]), counts=tuple(json.loads(said["records"])),
         start=tuple(np.asarray(array, np.float32) for array in first[1].arrays("arrays")),
@@ -965,20 +1221,28 @@ def _replayed(scheme: TwoServer, view: View, party: int) -> Observation:
             images = fixed.decode(batch.opened).astype(np.float32)
             shaped = images.reshape(-1, *terms.spec.input_shape)
             opened[schedule[step]] = f"batch {schedule[step]} less its mask", shaped
-        arrays = []
+        weights = []
         for one in network.parameters:
-            if one.gradient is not None:
-                gradient = np.ldexp(fixed.decode(one.gradient), -one.extra) / len(which)
-                arrays.append(
-                    np.asarray(gradient.T if gradient.ndim == 2 else gradient, np.float32)
-                )
+            # Of a matrix of weights what was opened; of a bias, which never is, this server's share.
+            seen = (
+                one.value if one.kept is None or one.kept.fixed is None else one.kept.fixed.opened
+            )
+            weight = fixed.decode(seen).reshape(one.value.shape)
+            weights.append(np.asarray(weight.T if weight.ndim == 2 else weight, np.float32))
+        arrays = [
+            np.asarray(np.ldexp(fixed.decode(gradient), -one.extra) / len(which), np.float32)
+            for gradient, one in zip(network.opened_gradients(), network.parameters, strict=True)
+        ]
         updates.append(
             Update(
-                sender=None, round=step, arrays=tuple(arrays), model=terms.start if step == 0 else (),
-                batch_size=len(which), noisy=True, records=tuple(int(row) for row in which),
+                sender=None, round=step, arrays=tuple(arrays),
+                model=terms.start if step == 0 else tuple(weights), batch_size=len(which),
+                noisy=scheme.masks is not Masks.NONE, records=tuple(int(row) for row in which),
+                squared_error=scheme.loss is Loss.SQUARED_ERROR,
             )
         )  # fmt: skip
 
     channels = {role: _Recorded(role, iter(messages)) for role, messages in received.items()}
-    server(channels, party, terms, Coins("replayed"), watch=watch)
+    with suppress(_RecordEnds):
+        server(channels, party, terms, Coins("replayed"), watch=watch)
     return Observation(aggregates=tuple(updates), intermediates=tuple(opened.values()))

@@ -1,6 +1,7 @@
 """The pair between processes and machines, and those who feed it: TLS 1.3 between every two of them.
 
-Each party listens where the others can reach it; of two, the one of the higher role connects. What a party sends is under
+Each party listens where the others can reach it; of two, the one of the higher role connects, or the one that has no
+address, since it only connects. What a party sends is under
 way at once and is received by a thread of the other's, whatever its function does meanwhile, so that two that send each
 other large messages never block each other. A party may be `Limits.window` bytes ahead of what the other's function has
 taken; `send` waits beyond that.
@@ -207,7 +208,7 @@ class LinkChannel:
 def run_party(  # noqa: PLR0913 - what a party's process needs, each by name
     party: Party[T],
     credentials: Credentials,
-    addresses: Mapping[Role, Address],
+    addresses: Mapping[Role, Address | None],
     *,
     listening: socket.socket | None = None,
     about: bytes = b"",
@@ -223,7 +224,7 @@ def run_party(  # noqa: PLR0913 - what a party's process needs, each by name
     Args:
         party: its function; it gets a channel to every other role of ``addresses``.
         credentials: this party's.
-        addresses: where every party listens, this one too.
+        addresses: where every party listens, this one too; None for one that only connects, to those that listen.
         listening: a socket that listens there already (see `listen`), for ports that the system chose.
         about: a digest of what all must have agreed on.
         deadline: seconds that the party waits for a message.
@@ -249,9 +250,10 @@ def run_party(  # noqa: PLR0913 - what a party's process needs, each by name
     inboxes: dict[Role, queue.SimpleQueue[Came | Gone]] = {
         peer: queue.SimpleQueue() for peer in sorted(addresses) if peer != role
     }
+    here, ahead = addresses[role], _ahead(role, addresses)
     context = server_context(credentials)
-    if listening is None and any(peer > role for peer in inboxes):
-        listening = listen(addresses[role])
+    if listening is None and here is not None and len(ahead) < len(inboxes):
+        listening = listen(here)
     reactor = Reactor(f"{role} links", devoted=shape is not None)
     books = _Books(role, deadline, View(role, recording))
     below = {
@@ -260,7 +262,7 @@ def run_party(  # noqa: PLR0913 - what a party's process needs, each by name
             ended=lambda link, error: link.give_up(error or PeerDropped(f"{link.peer} has ended")),
             shape=shape, eager=False, lasting=False,
         )
-        for peer in inboxes if peer > role
+        for peer in inboxes if peer not in ahead
     }  # fmt: skip
     acceptor = None
     if listening is not None:
@@ -282,10 +284,10 @@ def run_party(  # noqa: PLR0913 - what a party's process needs, each by name
         )  # fmt: skip
     above = {
         peer: Upstream(
-            credentials, peer, addresses[peer], about=about, limits=limits, first=first, shape=shape, note=note,
+            credentials, peer, there, about=about, limits=limits, first=first, shape=shape, note=note,
             reactor=reactor, deliver=inboxes[peer].put, eager=False, lasting=False,
         )
-        for peer in inboxes if peer < role
+        for peer, there in ahead.items()
     }  # fmt: skip
     links = {**below, **{peer: upstream.link for peer, upstream in above.items()}}
     keep_beating(reactor, limits, lambda: list(links.values()))
@@ -315,6 +317,17 @@ def run_party(  # noqa: PLR0913 - what a party's process needs, each by name
         if acceptor is not None:
             acceptor.close()
         finish(reactor, list(links.values()))
+
+
+def _ahead(role: Role, addresses: Mapping[Role, Address | None]) -> dict[Role, Address]:
+    """Whom a party connects to; all others connect to it."""
+    here, ahead = addresses[role], {}
+    for peer, there in addresses.items():
+        if there is None and here is None and peer != role:
+            raise ConfigError(f"{role} and {peer} both have no address: one of the two must listen")
+        if there is not None and peer != role and (here is None or peer < role):
+            ahead[peer] = there
+    return ahead
 
 
 def _meet(links: Mapping[Role, Link], first: Seconds) -> None:
