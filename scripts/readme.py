@@ -341,6 +341,7 @@ PAGES = {
     "docs/papers/06-secure-aggregation.md": ("secure", "secagg"),
     "docs/federation.md": ("transport",),
     "docs/two-party.md": ("bench-two-party",),
+    "docs/two-server.md": ("bench-two-server",),
 }
 
 
