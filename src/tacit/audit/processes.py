@@ -17,7 +17,7 @@ import torch
 from tacit.core.coins import Coins
 from tacit.core.errors import PeerDropped, TacitError
 from tacit.core.wire import Array, Message, decode, encode
-from tacit.parties.credentials import issue_all, load
+from tacit.parties.credentials import folder_name, issue_all, load
 from tacit.parties.links.link import Shape
 from tacit.parties.links.tcp import listen
 from tacit.parties.links.tcp_pair import PartyRun, run_party
@@ -66,7 +66,7 @@ def run_processes(
                         door.close()
                 try:
                     done = run_party(
-                        parties[role], load(folder / f"{role.kind}-{role.index}"), near,
+                        parties[role], load(folder / folder_name(role)), near,
                         listening=doors[role], deadline=deadline, shape=shape,
                     )  # fmt: skip
                     values, arrays = gives(role, done)

@@ -51,12 +51,12 @@ from tacit.core.cost import CostMeter
 from tacit.core.errors import ConfigError, DataError, ProtocolError
 from tacit.core.wire import Array, Message
 from tacit.crypto.fixedpoint import FixedPoint
-from tacit.crypto.ring import Elements
+from tacit.crypto.ring import Elements, Ring
 from tacit.nn.federated import Progress, Shard, Task, check_sgd, silent
 from tacit.nn.local_work import load_parameters, parameters_of
 from tacit.nn.spec import ModelSpec
 from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
-from tacit.parties.links.local import outputs_of, run_pair
+from tacit.parties.links.local import PairRun, outputs_of, run_pair
 from tacit.parties.pair import Channel, Party
 from tacit.parties.roles import Role, owners
 from tacit.parties.runs import Held, Opened, Run
@@ -94,6 +94,14 @@ class Masks(Enum):
 
     UNIFORM = "uniform"
     NONE = "none"
+
+
+Told = Callable[[int, float], None]
+"""Given the number of a step and the loss of its batch."""
+
+
+def _unheard(step: int, loss: float) -> None:
+    """Nobody listens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +163,7 @@ class TwoServer:
         recording: Recording = COUNTS,
         progress: Progress = silent,
         keep: Keep = keep_nothing,
-        told: Told | None = None,
+        told: Told = _unheard,
     ) -> Run[Opened[nn.Module]]:
         """Train on the task's records, all parties in this process, and open the model.
 
@@ -174,10 +182,10 @@ class TwoServer:
         """
         if self.open_to == NOBODY:
             raise ConfigError("open_to is nobody, so that no model comes out: use hold, or open it")
-        run, models = self._run(task, coins, recording, progress, keep, told or _unheard)
+        run, outputs = self._run(task, coins, recording, progress, keep, told)
         to = self.receivers(task.owners)
         return Run(
-            output=Opened(models[to[0]], to), cost=run.cost, views=run.views,
+            output=Opened(outputs[to[0]], to), cost=run.cost, views=run.views,
             claims=claims_of(self), settings=plain_settings(self), seeded=coins.seeded,
         )  # fmt: skip
 
@@ -191,10 +199,10 @@ class TwoServer:
         keep: Keep = keep_nothing,
     ) -> Run[Held[Sequence[Elements]]]:
         """As `train`; the model stays shared, for instance for `Prediction`."""
-        run, _ = replace(self, open_to=NOBODY)._run(
+        run, outputs = replace(self, open_to=NOBODY)._run(
             task, coins, recording, progress, keep, _unheard
         )
-        held = {role: outcome.weights for role, outcome in run.output.items()}
+        held = {role: outputs[role].weights for role in SERVERS}
         return Run(
             output=Held(held), cost=run.cost, views=run.views,
             claims=claims_of(self), settings=plain_settings(self), seeded=coins.seeded,
@@ -208,18 +216,13 @@ class TwoServer:
         progress: Progress,
         keep: Keep,
         told: Told,
-    ) -> tuple[Run[dict[Role, Outcome]], dict[Role, nn.Module]]:
+    ) -> tuple[PairRun[Any], Mapping[Role, Any]]:
         checkpoints = _joint(keep({}))
         parties = self.parties_of(
             task, coins, progress=progress, checkpoints=checkpoints, told=told
         )
         done = run_pair(parties, recording=recording, deadline=_ENOUGH)
-        outputs = outputs_of(done)
-        models = {role: out for role, out in outputs.items() if isinstance(out, nn.Module)}
-        outcomes = {role: out for role, out in outputs.items() if isinstance(out, Outcome)}
-        return Run(
-            output=outcomes, cost=done.cost, views=done.views, claims=(), settings={}, seeded=False
-        ), models
+        return done, outputs_of(done)
 
     def receivers(self, all_owners: Sequence[Role]) -> tuple[Role, ...]:
         """Who gets the model.
@@ -243,7 +246,7 @@ class TwoServer:
         *,
         progress: Progress = silent,
         checkpoints: Mapping[Role, Checkpoint] | None = None,
-        told: Told = lambda step, loss: None,
+        told: Told = _unheard,
         columns: Sequence[str] = (),
     ) -> dict[Role, Party[Any]]:
         """The function of every party: both servers, the owners whose records are here, and the dealer if there is one.
@@ -300,14 +303,6 @@ class TwoServer:
     def sabotaged(self) -> TwoServer:
         """The same scheme, deliberately broken: what is opened has no mask."""
         return replace(self, masks=Masks.NONE)
-
-
-Told = Callable[[int, float], None]
-"""Given the number of a step and the loss of its batch."""
-
-
-def _unheard(step: int, loss: float) -> None:
-    """Nobody listens."""
 
 
 def plain_settings(scheme: TwoServer) -> dict[str, object]:
@@ -533,13 +528,7 @@ def owner(
         terms.scheme.fixed.encode(terms.targets(labels)),
     ]
     agree(here, terms)
-    key = coins.bytes(KEY_BYTES)
-    here[SERVERS[0]].send("key", np.frombuffer(key, np.uint8))
-    stream = Coins.expanding(key, seeded=coins.seeded)
-    for number, value in enumerate(values):
-        mask = terms.scheme.fixed.ring.uniform(stream.child(str(number)), value.shape)
-        for rows in _pieces(value.shape):
-            here[SERVERS[1]].send("rows", value[rows] - mask[rows])
+    _share(here, terms.scheme.fixed.ring, values, coins)
     if role not in terms.scheme.receivers(terms.owners):
         for channel in here.values():
             channel.recv("end")
@@ -565,6 +554,34 @@ def _encoded_records(role: Role, terms: Terms, inputs: Array) -> Elements:
     worst = int(np.nan_to_num(most, nan=np.inf).argmax()) if most.size else 0
     column = f"{terms.columns[worst]!r}" if terms.columns else f"{worst}"
     return encode(fixed, np.asarray(inputs, np.float32), f"records of {role}, column {column}")
+
+
+def _share(
+    channels: Mapping[Role, Channel], ring: Ring, arrays: Sequence[Elements], coins: Coins
+) -> None:
+    """Share arrays between the servers: a key, from which server 0 draws its shares, and the rest to server 1."""
+    key = coins.bytes(KEY_BYTES)
+    channels[SERVERS[0]].send("key", np.frombuffer(key, np.uint8))
+    stream = Coins.expanding(key, seeded=coins.seeded)
+    for number, values in enumerate(arrays):
+        mask = ring.uniform(stream.child(str(number)), values.shape)
+        for rows in _pieces(values.shape):
+            channels[SERVERS[1]].send("rows", values[rows] - mask[rows])
+
+
+def _received(
+    wire: CheckedWire, party: int, ring: Ring, shapes: Sequence[tuple[int, ...]]
+) -> list[Elements]:
+    """A server's shares of arrays that somebody shares with `_share`."""
+    if party == 0:
+        (key,) = wire.recv("key", [Expected((KEY_BYTES,), "u1")])
+        stream = Coins.expanding(key.tobytes())
+        return [ring.uniform(stream.child(str(k)), shape) for k, shape in enumerate(shapes)]
+    parts = [ring.zeros(shape) for shape in shapes]
+    for part in parts:
+        for rows in _pieces(part.shape):
+            (part[rows],) = wire.recv("rows", [Expected(part[rows].shape, ring.dtype.str)])
+    return parts
 
 
 def _pieces(shape: tuple[int, ...]) -> Iterator[slice]:
@@ -714,18 +731,7 @@ def _gathered(
     for role, count in zip(terms.owners, terms.counts, strict=True):
         wire = CheckedWire(channels[role])
         with wire.during(OFFLINE, "records"):
-            whole = [(count, *shape) for shape in shapes]
-            if party == 0:
-                (key,) = wire.recv("key", [Expected((KEY_BYTES,), "u1")])
-                stream = Coins.expanding(key.tobytes())
-                parts = [ring.uniform(stream.child(str(k)), size) for k, size in enumerate(whole)]
-            else:
-                parts = [ring.zeros(size) for size in whole]
-                for part, size in zip(parts, whole, strict=True):
-                    for rows in _pieces(size):
-                        (part[rows],) = wire.recv(
-                            "rows", [Expected(part[rows].shape, ring.dtype.str)]
-                        )
+            parts = _received(wire, party, ring, [(count, *shape) for shape in shapes])
         for have, part in zip(found, parts, strict=True):
             have.append(part)
     order = terms.order()
@@ -1094,11 +1100,7 @@ class Prediction:
                 f"inputs of shape {(self.count, *self.spec.input_shape)} expected, got {inputs.shape}"
             )
         values = encode(fixed, np.asarray(inputs, np.float32), "inputs")
-        key = coins.bytes(KEY_BYTES)
-        mask = fixed.ring.uniform(Coins.expanding(key, seeded=coins.seeded), values.shape)
-        channels[SERVERS[0]].send("key", np.frombuffer(key, np.uint8))
-        for rows in _pieces(values.shape):
-            channels[SERVERS[1]].send("rows", values[rows] - mask[rows])
+        _share(channels, fixed.ring, [values], coins)
         shape = self.count, *self.spec.output_shape
         both = [
             CheckedWire(channels[role]).recv("prediction", [Expected(shape, fixed.ring.dtype.str)])[
@@ -1120,14 +1122,7 @@ class Prediction:
         ring, wire = self.scheme.fixed.ring, CheckedWire(channels[CLIENT])
         if [one.shape for one in weights] != _shapes(self.spec):
             raise ConfigError("the shares of the weights do not fit the network")
-        whole = self.count, *self.spec.input_shape
-        if party == 0:
-            (key,) = wire.recv("key", [Expected((KEY_BYTES,), "u1")])
-            inputs = ring.uniform(Coins.expanding(key.tobytes()), whole)
-        else:
-            inputs = ring.zeros(whole)
-            for rows in _pieces(whole):
-                (inputs[rows],) = wire.recv("rows", [Expected(inputs[rows].shape, ring.dtype.str)])
+        (inputs,) = _received(wire, party, ring, [(self.count, *self.spec.input_shape)])
         dealt = Dealt(channels[DEALER], party, plan, seeded=coins.seeded)
         store = StreamedStore(dealt, self.scheme.window)
         session = start(channels[SERVERS[1 - party]], party, self.scheme.fixed, store, coins)
