@@ -44,7 +44,8 @@ _FRAME = 1 << 12  # as many bytes' worth of the turn is each frame
 _BUFFER = 1 << 22
 _AHEAD = 1 << 16
 _RECORD = 1 << 14  # what TLS gives at once at most
-_REST = 0.002  # seconds
+_REST = 0.02  # seconds: longer than most computations between two messages, since a change of threads costs both
+_UNSENT = 0.002  # seconds: where bytes wait to be sent
 _SPIN = 0.0003  # seconds
 _SOON = 0.001  # seconds
 _give_way: Callable[[], object] = getattr(os, "sched_yield", lambda: None)
@@ -233,8 +234,9 @@ class Reactor:
             # Who runs the loop for longer than a rest says when that ends; nobody needs to look meanwhile.
             long = self._lead.locked() and turn == self._turns
             turn = self._turns
-            self._stir.wait(1.0 if long else _REST)
-            if not self._lead.locked() and time.monotonic() - self._left > _REST:
+            rest = _UNSENT if self._tasks else _REST
+            self._stir.wait(1.0 if long else rest)
+            if not self._lead.locked() and time.monotonic() - self._left > rest:
                 return
 
     def _once(self, most: Seconds | None) -> None:
