@@ -310,13 +310,14 @@ class _Frame(NamedTuple):
 
 @dataclass(slots=True)
 class _Exchange:
-    """The frames under way and who waits for whom; one lock for all."""
+    """The frames under way and who waits for whom; one lock for all, on which each party waits for its own sake."""
 
     deadline: Seconds
     views: Mapping[Role, View]
     faults: Faults
     cost: CostMeter = field(default_factory=CostMeter)
-    changed: threading.Condition = field(default_factory=threading.Condition)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    changed: dict[Role, threading.Condition] = field(default_factory=dict)
     queues: dict[Line, deque[_Frame]] = field(default_factory=dict)
     running: set[Role] = field(default_factory=set)
     waiting: dict[Role, Role] = field(default_factory=dict)
@@ -329,16 +330,24 @@ class _Exchange:
     lost: bool = False
     aborted: bool = False
 
+    def __post_init__(self) -> None:
+        self.changed = {role: threading.Condition(self.lock) for role in self.running}
+
+    def wake_all(self) -> None:
+        """Have every party look at how things stand; the lock is held."""
+        for changed in self.changed.values():
+            changed.notify_all()
+
     def relabel(self, role: Role, label: tuple[str, str]) -> tuple[str, str]:
         """Book the party's seconds so far under its label and give it another; called in the party's own thread."""
-        with self.changed:
+        with self.lock:
             now, old = time.thread_time(), self.labels.get(role, ("", ""))
             self.cost.book(role, seconds=now - self.since.get(role, now), under=old)
             self.since[role], self.labels[role] = now, label
             return old
 
     def put(self, sender: Role, to: Role, tag: str, frame: bytes) -> None:
-        with self.changed:
+        with self.lock:
             fault = None
             if self.faults.script:  # what it sends is all that is counted
                 gone = self.faults.meet(sender, Way.REQUEST)
@@ -360,11 +369,11 @@ class _Exchange:
                     queue.append(_Frame(*known, sealed.frame, sealed))
             else:
                 queue.append(_Frame(number, tag, depth, frame))
-            self.changed.notify_all()
+            self.changed[to].notify_all()
 
     def get(self, sender: Role, to: Role) -> tuple[str, bytes, int]:
         end = time.monotonic() + self.deadline
-        with self.changed:
+        with self.lock:
             came = self._next(sender, to, end)
             expected = self.numbers.get((sender, to), 0)
             self.numbers[sender, to] = came.number + 1
@@ -381,11 +390,12 @@ class _Exchange:
         queue = self.queues.setdefault((sender, to), deque())
         while True:
             self.waiting[to] = sender
-            self.changed.notify_all()  # others may be waiting to learn that all are stuck
+            if self._stuck():
+                self.wake_all()
             try:
                 while not queue:
                     self._check(sender, to, end)
-                    self.changed.wait(max(0.0, end - time.monotonic()))
+                    self.changed[to].wait(max(0.0, end - time.monotonic()))
             finally:
                 del self.waiting[to]
             came = queue.popleft()
@@ -399,17 +409,21 @@ class _Exchange:
             raise DeadlineExceeded(f"{to}: nothing from {sender} within {self.deadline:g} s")
         if sender not in self.running:
             raise PeerDropped(f"{to}: {sender} is gone and has sent nothing more")
-        waiting, queues = self.waiting, self.queues  # who waits for one who is gone is told so
-        stuck = all(
-            waiting.get(role) in self.running and not queues.get((waiting[role], role))
-            for role in self.running - self.faults.hung
-        )
+        stuck = self._stuck()
         if (stuck and (self.lost or self.faults.hung)) or time.monotonic() >= end:
             raise DeadlineExceeded(f"{to}: nothing from {sender} within {self.deadline:g} s")
         if stuck:
             raise Deadlock(
                 f"{to} waits for {sender}, and so do all others wait: check the order of send and recv"
             )
+
+    def _stuck(self) -> bool:
+        """Everybody waits, for somebody who is there and has sent nothing."""
+        waiting, queues = self.waiting, self.queues
+        return all(
+            waiting.get(role) in self.running and not queues.get((waiting[role], role))
+            for role in self.running - self.faults.hung
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,7 +444,7 @@ class _LocalChannel:
         return tuple(decode(frame).arrays("arrays"))
 
     def count_round(self) -> None:
-        with self.exchange_.changed:
+        with self.exchange_.lock:
             self.exchange_.cost.book(self.role, rounds=1, under=self.exchange_.labels[self.role])
 
     @contextmanager
@@ -494,10 +508,10 @@ def run_pair(
             errors[role] = PeerDropped(f"{role} ended with {type(stop).__name__}")
         finally:
             exchange.relabel(role, ("", ""))
-            with exchange.changed:
+            with exchange.lock:
                 if role not in exchange.faults.hung:  # a hung party is there, and silent
                     exchange.running.discard(role)
-                exchange.changed.notify_all()
+                exchange.wake_all()
 
     threads = [
         threading.Thread(target=live, args=(role,), name=str(role), daemon=True) for role in parties
@@ -508,9 +522,9 @@ def run_pair(
         for thread in threads:
             thread.join()
     except BaseException:  # Ctrl-C: nobody waits for a deadline
-        with exchange.changed:
+        with exchange.lock:
             exchange.aborted = True
-            exchange.changed.notify_all()
+            exchange.wake_all()
         raise
     return PairRun(
         dict(sorted(outputs.items())), dict(sorted(errors.items())), views, exchange.cost
