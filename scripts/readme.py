@@ -254,6 +254,64 @@ def two_parties(name: str) -> str:
     return _table(head, rows) + "\n\n" + _measured_on(result, kernels=True)
 
 
+def two_server() -> str:
+    """The trainings of results/reproduce-5.json, and what was extrapolated from samples."""
+    result = _result("reproduce-5")
+    figures = {f["name"]: f for f in result["figures"]}
+
+    def said(name: str, form: str = "{:.4g}", scale: float = 1.0) -> str:
+        figure = figures[f"mnist/{name}"]
+        paper = figure["paper"]
+        beside = "" if paper is None else f" ({form.format(scale * paper)})"
+        return form.format(scale * figure["here"]) + beside
+
+    rows = []
+    for name, title in TRAININGS.items():
+        rows.append(
+            [
+                title,
+                str(figures[f"mnist/{name}/accuracy"]["settings"]["protection"]["fraction"]),
+                said(f"{name}/accuracy", "{:.2f} %", 100),
+                said(f"{name}/plain_accuracy", "{:.2f} %", 100),
+                *(said(f"{name}/{of}_s", "{:,.1f}") for of in ("online", "offline")),
+                *(said(f"{name}/{of}_bytes", "{:,.1f}", 1e-9) for of in ("online", "offline")),
+                said(f"{name}/online_rounds", "{:,.0f}"),
+                said(f"{name}/expected_failures", "{:.1g}"),
+            ]
+        )
+    head = [
+        "training", "fraction", "accuracy", "in the clear", "online, s", "offline, s", "online, GB", "offline, GB", "rounds",
+        "wrong truncations",
+    ]  # fmt: skip
+    samples = [
+        [title, f"{figures[f'mnist/nn/squared-error/{name}']['here']:,.0f}"]
+        for name, title in SAMPLES.items()
+    ]
+    return "\n\n".join(
+        [
+            _table(head, rows),
+            _table(["squared error, extrapolated from a sample of steps", "seconds"], samples),
+            _measured_on(result, kernels=True),
+        ]
+    )
+
+
+TRAININGS = {
+    "nn/squared-error": "network, squared error",
+    "nn/squared-error/f16": "network, squared error",
+    "nn/relu-sum": "network, relu-sum",
+    "nn/relu-sum/f16": "network, relu-sum",
+    "logistic-0": "logistic regression, 0 or not",
+    "linear-0": "linear regression, 0 or not",
+}
+SAMPLES = {
+    "lan/online_s_extrapolated": "online, 1 GB/s and 0.17 ms there and back",
+    "wan/online_s_extrapolated": "online, 9 MB/s and 72 ms there and back",
+    "transfers/offline_s_an_epoch_extrapolated": "offline by oblivious transfer, one epoch",
+    "transfers/online_s_an_epoch_extrapolated": "online after that, one epoch",
+}
+
+
 def curve() -> str:
     """Accuracy against the budget of one value, from results/reproduce-3.json, as a picture."""
     figures = {f["name"]: f for f in _result("reproduce-3")["figures"]}
@@ -331,6 +389,7 @@ PICTURES: dict[str, Callable[[], str]] = {"docs/images/plot-selective-svt.svg": 
 TABLES: dict[str, Callable[[], str]] = {
     "papers": papers, "matrix": matrix, "leakage": leakage, "selective": selective,
     "secure": secure, "secure-brief": secure_brief, "secagg": secagg, "transport": transport,
+    "two-server": two_server,
     "bench-two-party": lambda: two_parties("bench-two-party"),
     "bench-two-server": lambda: two_parties("bench-two-server"),
 }  # fmt: skip
@@ -341,7 +400,7 @@ PAGES = {
     "docs/papers/06-secure-aggregation.md": ("secure", "secagg"),
     "docs/federation.md": ("transport",),
     "docs/two-party.md": ("bench-two-party",),
-    "docs/two-server.md": ("bench-two-server",),
+    "docs/two-server.md": ("two-server", "bench-two-server"),
 }
 
 

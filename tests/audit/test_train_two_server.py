@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tacit import catalogue
+from tacit.audit import launch
 from tacit.audit.federation import Place, read_federation, read_records
 from tacit.audit.two_server_parties import check, join
 from tacit.core.coins import Coins
@@ -60,6 +65,39 @@ def test_processes_give_the_weights_of_one_process_and_tell_losses(tmp_path: Pat
     assert [line for line in said if line.startswith("loss 0 ")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "run.json"]
     assert json.loads((tmp_path / "run.json").read_text())["losses"][0][0] == 0
+
+
+def test_a_party_that_is_killed_is_started_again_with_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`kill -9` after some checkpoint; they go on from it."""
+    role = SERVERS[1]
+    started: dict[Role, list[int]] = {}
+    start = launch._Party.start
+
+    def noted(party: launch._Party) -> None:
+        start(party)
+        started.setdefault(party.role, []).append(party.process.pid)
+
+    monkeypatch.setattr(launch._Party, "start", noted)
+    said: list[str] = []
+    told: list[int] = []
+
+    def progress(done: int, total: int) -> None:
+        told.append(done)
+        if done >= 150 and len(started[role]) == 1:
+            with suppress(ProcessLookupError):  # it is dead, and launch has not looked yet
+                os.kill(started[role][0], signal.SIGKILL)
+
+    changes = ["epochs=15", "batch_size=4", "loss=logistic", "learning_rate=0.03125"]
+    result = catalogue.train(
+        "two-server", changes=changes, owners=2, records=40, link="tcp", out=tmp_path, progress=progress, note=said.append,
+    )  # fmt: skip
+    assert any(f"{role} was killed by signal 9: all are started again" in line for line in said)
+    assert all(len(pids) == 2 for pids in started.values()) and len(started) == 5
+    again = told[next(i for i, (one, two) in enumerate(pairwise(told)) if two < one) + 1 :]
+    assert again[0] in (101, 201, 301) and again[-1] == 300
+    assert result["accuracy"] > 0.5
 
 
 @pytest.mark.parametrize(

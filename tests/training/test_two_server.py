@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -33,9 +36,13 @@ from tacit.nn.networks import initialise
 from tacit.parties.checkpoints import FileCheckpoint
 from tacit.parties.links.local import outputs_of, run_pair
 from tacit.parties.roles import Role
+from tacit.parties.two_party import arithmetic
 from tacit.parties.two_party.arithmetic import Kept
+from tacit.parties.two_party.correlations import Correlation, Material
 from tacit.parties.two_party.engine import InTheClear
 from tacit.parties.two_party.network import Loss, Rate, encoded, network_of
+from tacit.parties.two_party.session import Session
+from tacit.parties.two_party.store import StreamedStore
 from tacit.parties.views import FULL, Recording
 from tacit.training import two_server
 from tacit.training.two_server import (
@@ -62,8 +69,11 @@ def coins(seed: str = "two servers") -> Coins:
     return Coins.from_seed(seed.encode())
 
 
-def simulated(scheme: TwoServer, task: Task) -> tuple[list[Elements], list[float]]:
-    """The same training in plain fixed point, truncated to the nearest: weights, and each step's loss."""
+def simulated(
+    scheme: TwoServer, task: Task, engine: InTheClear | None = None
+) -> tuple[list[Elements], list[float]]:
+    """The same training in plain fixed point, truncated to the nearest unless told: weights, and each step's loss."""
+    engine = engine or InTheClear(scheme.fixed)
     terms, fixed = Terms.of(scheme, task), scheme.fixed
     net = network_of(terms.spec, fixed, encoded(terms.spec, fixed, terms.start))
     inputs, labels = (torch.cat(part).numpy() for part in zip(*task.shards, strict=True))
@@ -74,8 +84,8 @@ def simulated(scheme: TwoServer, task: Task) -> tuple[list[Elements], list[float
     for step, batch in enumerate(terms.schedule()):
         here = rows[batch]
         values = Kept(f"batch {step}", net.rows(x[here]))
-        errors = net.learn(InTheClear(fixed), values, y[here], scheme.loss, str(step))
-        net.move(InTheClear(fixed), Rate.of(scheme.learning_rate, len(x[here])))
+        errors = net.learn(engine, values, y[here], scheme.loss, str(step))
+        net.move(engine, Rate.of(scheme.learning_rate, len(x[here])))
         losses.append(float((fixed.decode(errors) ** 2).sum()) / len(x[here]))
     return net.weights(), losses
 
@@ -88,17 +98,52 @@ def apart(fixed: FixedPoint, model: nn.Module, weights: Sequence[Elements]) -> f
 
 
 def bound(scheme: TwoServer, task: Task) -> float:
-    """Units by which truncation may move a weight of these networks.
+    """Units by which two runs that truncate otherwise may differ in these small networks: an allowance, not derived.
 
-    A truncation on shares is within a unit and that to the nearest within half a one. A step rounds a weight's change twice
-    at most, which is 3 units. `ROUNDED` units are allowed for its gradient, of which the learning rate is taken.
+    `test_a_training_is_the_plain_fixed_point_one_up_to_truncation` is exact; where this stands, all the rest of a run has to
+    be right and truncations are not looked at. A step rounds a weight's change twice, and its gradient is off by what grows
+    going back.
     """
-    return len(Terms.of(scheme, task).schedule()) * (3 + scheme.learning_rate * ROUNDED)
+    return len(Terms.of(scheme, task).schedule()) * (3 + scheme.learning_rate * 24)
 
 
-ROUNDED = 24
-"""An allowance, which is not derived: how errors at the output grow going back, and where a relu-sum divides by a small sum,
-depends on the data."""
+Truncated = tuple[Elements, int, Elements]
+"""What was truncated, by how many bits, and what came of it."""
+
+
+@contextmanager
+def noted_truncations() -> Iterator[list[Truncated]]:
+    """All truncations of a run on shares, in order: values, not shares."""
+    sides: dict[int, list[Truncated]] = {0: [], 1: []}
+    honest = arithmetic.truncate
+
+    def truncate(session: Session, share: Elements, bits: int | None = None) -> Elements:
+        out = honest(session, share, bits)
+        cut = session.fixed.fraction if bits is None else bits
+        if not session.tracing:
+            sides[session.party].append((share.copy(), cut, out.copy()))
+        return out
+
+    found: list[Truncated] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arithmetic, "truncate", truncate)
+        yield found
+    for (x0, bits, y0), (x1, other, y1) in zip(sides[0], sides[1], strict=True):
+        assert bits == other
+        found.append((x0 + x1, bits, y0 + y1))
+
+
+class Followed(InTheClear):
+    """Truncates as two servers did, if they truncated the same values; whatever else they did otherwise is noticed."""
+
+    def __init__(self, fixed: FixedPoint, noted: list[Truncated]) -> None:
+        super().__init__(fixed)
+        self.noted = iter(noted)
+
+    def truncate(self, values: Elements, bits: int) -> Elements:
+        before, cut, after = next(self.noted)
+        assert cut == bits and np.array_equal(before, values)
+        return after
 
 
 # --- a whole training
@@ -109,14 +154,22 @@ depends on the data."""
 def test_a_training_is_the_plain_fixed_point_one_up_to_truncation(
     loss: Loss, preprocessing: Preprocessing
 ) -> None:
+    """Each truncation is within a unit of its own value, and all else is the same, to the last bit."""
     epochs = 3 if preprocessing is Preprocessing.DEALER else 1
     scheme = replace(SMALL, loss=loss, preprocessing=preprocessing, epochs=epochs)
     task = task_of()
-    run = scheme.train(task, coins=coins())
-    weights, _ = simulated(scheme, task)
-    assert apart(scheme.fixed, run.output.value, weights) <= bound(scheme, task)
-    start = encoded(Terms.of(scheme, task).spec, scheme.fixed, Terms.of(scheme, task).start)
-    assert apart(scheme.fixed, run.output.value, start) > 2 * bound(scheme, task)
+    with noted_truncations() as noted:
+        run = scheme.train(task, coins=coins())
+    for before, bits, after in noted:
+        off = (after << np.uint64(bits)) - before
+        assert np.abs(off.view(np.int64)).max() < 1 << bits
+    engine = Followed(scheme.fixed, noted)
+    weights, _ = simulated(scheme, task, engine)
+    assert next(engine.noted, None) is None
+    for opened, simple in zip(parameters_of(run.output.value), weights, strict=True):
+        assert np.array_equal(opened, scheme.fixed.decode(simple).astype(np.float32))
+    start = zip(parameters_of(run.output.value), Terms.of(scheme, task).start, strict=True)
+    assert not any(np.array_equal(opened, first) for opened, first in start)
 
 
 def test_the_same_coins_give_the_same_model_and_others_one_within_truncation() -> None:
@@ -411,6 +464,81 @@ def test_after_a_kill_no_mask_is_used_again(
     assert file.load(CostMeter()) is not None
     assert all(len(words) > 100 for words in sent)
     assert not sent[0] & sent[1]
+
+
+def test_checkpoints_of_two_runs_are_not_put_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both stand at the same step, and their shares add up to no model: the servers begin anew."""
+    monkeypatch.setattr(two_server, "SAVED_EVERY", 2)
+    task, scheme = task_of(), replace(SMALL, loss=Loss.SQUARED_ERROR)
+    files = {
+        (seed, role): FileCheckpoint(tmp_path / f"{seed} {role}", b"this run")
+        for seed in ("one", "two")
+        for role in SERVERS
+    }
+
+    def alive(first: str, second: str, seed: str, progress=lambda done, total: None):
+        mine = dict(
+            zip(SERVERS, (files[first, SERVERS[0]], files[second, SERVERS[1]]), strict=True)
+        )
+        parties = scheme.parties_of(task, coins(seed), checkpoints=mine, progress=progress)
+        return run_pair(parties, deadline=10.0)
+
+    for seed in ("one", "two"):
+        assert alive(seed, seed, seed, killed_at(7)).errors
+    steps = [file.load(CostMeter()).array("steps").tolist() for file in files.values()]
+    assert steps[0] == steps[2] == [4, 6]
+    told: list[int] = []
+    ran = alive("one", "two", "three", lambda done, total: told.append(done))
+    model = outputs_of(ran)[Role("owner", 0)]
+    assert told[0] == 1
+    assert apart(scheme.fixed, model, simulated(scheme, task)[0]) <= bound(scheme, task)
+
+
+def test_of_a_run_that_went_on_a_server_s_messages_are_observed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(two_server, "SAVED_EVERY", 2)
+    task, file = task_of(), FileCheckpoint(tmp_path / "kept", b"this run")
+    with pytest.raises((Killed, TacitError)):
+        SMALL.train(task, coins=coins("one"), keep=lambda _: file, progress=killed_at(7))
+    run = SMALL.train(task, coins=coins("two"), keep=lambda _: file, recording=FULL)
+    for role in SERVERS:
+        observed = SMALL.observe(run.views[role], role)
+        assert observed.intermediates and not observed.aggregates
+
+
+# --- a planted mistake
+
+
+class Repeating(StreamedStore):
+    """Both servers' parts of a correlation in one step are those of the first step that had such a one."""
+
+    first: dict[int, dict[str, Material]] = {}  # noqa: RUF012 - emptied by the test
+
+    def take(self, wanted: Correlation) -> tuple[int, Material]:
+        number, material = super().take(wanted)
+        party = threading.get_ident()
+        shape = re.sub(r"'[0-9]+/", "'", str(wanted))
+        return number, self.first.setdefault(party, {}).setdefault(shape, material)
+
+
+def test_a_mask_that_is_used_in_two_steps_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is right all the same; what both servers see of weights and activations tells how far they moved."""
+    scheme = TwoServer(epochs=3, batch_size=24, loss=Loss.SQUARED_ERROR)
+    task = small_task(records=8)
+
+    def found() -> list[str]:
+        run = scheme.train(task, coins=coins("views"), recording=FULL)
+        assert apart(scheme.fixed, run.output.value, simulated(scheme, task)[0]) < 2**7  # 1/64
+        return [name for name in suspicious(_Secret(run)) if "two-party" not in name]
+
+    assert found() == []
+    Repeating.first.clear()
+    monkeypatch.setattr(two_server, "StreamedStore", Repeating)
+    names = found()
+    assert any(name.startswith("twice: added: ") and "matmul" in name for name in names)
 
 
 # --- terms

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.conftest import small_task
+from tests.parties.tampered import Tampering, only
 from torch import nn
 
 from tacit.core.coins import Coins
@@ -82,32 +82,6 @@ def test_a_party_that_is_gone_or_silent_ends_the_run_at_once(by: Preprocessing, 
 # --- messages that are none
 
 
-class Tampering:
-    """A channel whose messages go out changed, from one of a number on all channels of a party."""
-
-    def __init__(self, channel, turn) -> None:
-        self.channel, self.peer, self.turn = channel, channel.peer, turn
-
-    def send(self, tag, *arrays) -> None:
-        tag, arrays = self.turn(tag, list(arrays))
-        self.channel.send(tag, *arrays)
-
-    def recv(self, tag):
-        return self.channel.recv(tag)
-
-    def exchange(self, tag, *arrays):
-        self.send(tag, *arrays)
-        return self.recv(tag)
-
-    def count_round(self) -> None:
-        self.channel.count_round()
-
-    @contextmanager
-    def during(self, phase=None, layer=None):
-        with self.channel.during(phase, layer):
-            yield
-
-
 CHANGES = {
     "another tag": lambda tag, arrays: (tag + "!", arrays),
     "one more": lambda tag, arrays: (tag, [*arrays, np.zeros(1, np.uint64)]),
@@ -123,9 +97,7 @@ CHANGES = {
 def tampered(culprit: Role, number: int, change):
     """A run in which a culprit's message of that number is another one."""
     parties = TINY.parties_of(tiny(), coins())
-    at = iter(range(1 << 20))
-    turn = lambda tag, arrays: change(tag, arrays) if next(at) == number else (tag, arrays)  # noqa: E731  # fmt: skip
-    work = parties[culprit]
+    turn, work = only(number, change), parties[culprit]
     parties[culprit] = lambda channels: work({r: Tampering(c, turn) for r, c in channels.items()})
     return run_pair(parties, deadline=QUICK)
 

@@ -13,13 +13,15 @@ from tacit.nn.spec import ModelSpec
 from tacit.parties.roles import Role
 from tacit.parties.two_party.network import Loss
 from tacit.parties.views import FULL
-from tacit.training.two_server import CLIENT, SERVERS, Prediction, TwoServer
+from tacit.training.two_server import CLIENT, SERVERS, Prediction, Preprocessing, TwoServer
 
 from ..conftest import small_task  # noqa: TID252 - tests are no package
 
 
-def prepared(task: Task, loss: Loss, count: int) -> tuple[TwoServer, Prediction]:
-    scheme = TwoServer(loss=loss, epochs=2, batch_size=8, learning_rate=0.125)
+def prepared(
+    task: Task, loss: Loss, count: int, by: Preprocessing = Preprocessing.DEALER
+) -> tuple[TwoServer, Prediction]:
+    scheme = TwoServer(loss=loss, epochs=2, batch_size=8, learning_rate=0.125, preprocessing=by)
     spec = ModelSpec.of(task.start, task.input_shape)
     return scheme, Prediction(scheme=scheme, spec=spec, count=count, batch_size=4)
 
@@ -29,10 +31,18 @@ def asked(task: Task, count: int) -> np.ndarray:
     return torch.rand(count, *task.input_shape, generator=generator).numpy()
 
 
-@pytest.mark.parametrize("loss", [Loss.SQUARED_ERROR, Loss.RELU_SUM, Loss.LOGISTIC])
-def test_predictions_are_those_of_the_model(loss: Loss) -> None:
+@pytest.mark.parametrize(
+    ("loss", "by"),
+    [
+        (Loss.SQUARED_ERROR, Preprocessing.DEALER),
+        (Loss.RELU_SUM, Preprocessing.DEALER),
+        (Loss.LOGISTIC, Preprocessing.DEALER),
+        (Loss.LOGISTIC, Preprocessing.TRANSFERS),
+    ],
+)
+def test_predictions_are_those_of_the_model(loss: Loss, by: Preprocessing) -> None:
     task = small_task()
-    scheme, prediction = prepared(task, loss, 6)  # a whole batch and a smaller one
+    scheme, prediction = prepared(task, loss, 6, by)  # a whole batch and a smaller one
     inputs = asked(task, 6)
     held = scheme.hold(task, coins=Coins.from_seed(b"train")).output
     found = prediction.run(held, inputs, coins=Coins.from_seed(b"predict")).output

@@ -368,7 +368,12 @@ def _saw(observation: Observation, view: View) -> dict[str, object]:
         "messages received in all": view.messages,
         "bytes received in all": view.received,
         "updates of single owners": len(observation.updates),
-        "means of several owners' updates": len(observation.aggregates),
+        "means of several owners' updates": sum(
+            one.records is None for one in observation.aggregates
+        ),
+        "gradients of steps, of what was opened": sum(
+            one.records is not None for one in observation.aggregates
+        ),
         "models": len(observation.outputs),
         "other arrays": len(observation.intermediates),
     }

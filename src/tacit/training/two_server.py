@@ -282,8 +282,9 @@ class TwoServer:
     def observe(self, view: View, role: Role) -> Observation:
         """At a server: what it computes from its view, by running its part again on what it received.
 
-        That is each batch as it was opened, less its mask, and the gradients that come of what was opened in each step. At
-        an owner: the model, if it gets one. At the dealer: the step from which the servers go on.
+        That is each batch as it was opened, less its mask, and the gradients that come of what was opened in each step; but
+        where its own draws or its checkpoint are needed too, which are not in a view, the words that it was sent. At an
+        owner: the model, if it gets one. At the dealer: the step from which the servers go on.
         """
         if role in SERVERS:
             return _replayed(self, view, role.index)
@@ -615,7 +616,7 @@ Watch = Callable[[int, Kept | Fixed, Network], None]
 """Given, before a step changes the weights, its number, the batch with its mask, and the network with its gradients."""
 
 
-def server(  # noqa: PLR0913 - a server's part, each by name
+def server(
     channels: Mapping[Role, Channel],
     party: int,
     terms: Terms,
@@ -625,7 +626,6 @@ def server(  # noqa: PLR0913 - a server's part, each by name
     progress: Progress = silent,
     told: Told = _unheard,
     watch: Watch | None = None,
-    wrap: Callable[[StreamedStore], Any] = lambda store: store,
 ) -> Outcome:
     """A server's part.
 
@@ -638,7 +638,6 @@ def server(  # noqa: PLR0913 - a server's part, each by name
         progress: told after each step.
         told: given each loss that is opened.
         watch: shown what this server has of each step: for audits.
-        wrap: put around the store of correlations: for tests.
 
     Raises:
         ProtocolError: a peer was told other terms, or breaks the protocol.
@@ -652,19 +651,14 @@ def server(  # noqa: PLR0913 - a server's part, each by name
     at = begin.step
     if DEALER in channels:
         channels[DEALER].send("from", np.array([at], "<i8"))
-    plan = plan_of(terms, at)
-    preprocessor = _preprocessor(channels, party, terms, plan, coins)
-    store = StreamedStore(preprocessor, scheme.window, apart=scheme.apart)
-    transfers = preprocessor.transfers if isinstance(preprocessor, ByTransfer) else None
-    session = start(channels[peer], party, scheme.fixed, wrap(store), coins, transfers=transfers)
-    learner = _Learner(
-        session=session, terms=terms, network=network, records=records, targets=targets, begin=begin, name=name, watch=watch
-    )  # fmt: skip
-    begun = time.perf_counter()
-    learner.run(checkpoint, progress, told)
-    seconds = time.perf_counter() - begun
-    if isinstance(preprocessor, Dealt):
-        preprocessor.close()
+    with _between(channels, party, scheme, plan_of(terms, at), coins) as (session, store):
+        learner = _Learner(
+            session=session, terms=terms, network=network, records=records, targets=targets, begin=begin, name=name,
+            watch=watch,
+        )  # fmt: skip
+        begun = time.perf_counter()
+        learner.run(checkpoint, progress, told)
+        seconds = time.perf_counter() - begun
     weights = network.weights()
     receivers = scheme.receivers(terms.owners)
     for role in terms.owners:
@@ -675,14 +669,25 @@ def server(  # noqa: PLR0913 - a server's part, each by name
     return Outcome(weights, len(terms.schedule()) - at, seconds, store.seconds)
 
 
-def _preprocessor(
-    channels: Mapping[Role, Channel], party: int, terms: Terms, plan: Plan, coins: Coins
-) -> Preprocessor:
-    if terms.scheme.masks is Masks.NONE:
-        return _Unmasked(plan, party)
-    if terms.scheme.preprocessing is Preprocessing.DEALER:
-        return Dealt(channels[DEALER], party, plan, seeded=coins.seeded)
-    return ByTransfer(channels[SERVERS[1 - party]], party, plan, coins)
+@contextmanager
+def _between(
+    channels: Mapping[Role, Channel], party: int, scheme: TwoServer, plan: Plan, coins: Coins
+) -> Iterator[tuple[Session, StreamedStore]]:
+    """A session with the other server, and its store; after it the dealer is told that no more is needed."""
+    peer = channels[SERVERS[1 - party]]
+    made: Preprocessor
+    transfers = None
+    if scheme.masks is Masks.NONE:
+        made = _Unmasked(plan, party)
+    elif scheme.preprocessing is Preprocessing.DEALER:
+        made = Dealt(channels[DEALER], party, plan, seeded=coins.seeded)
+    else:
+        made = ByTransfer(peer, party, plan, coins)
+        transfers = made.transfers
+    store = StreamedStore(made, scheme.window, apart=scheme.apart)
+    yield start(peer, party, scheme.fixed, store, coins, transfers=transfers), store
+    if isinstance(made, Dealt):
+        made.close()
 
 
 @dataclass(slots=True)
@@ -867,6 +872,7 @@ def _traced(terms: Terms, count: int, masked: bool, shows: bool) -> Plan:
 
 
 _NAME_BYTES = 16
+_KEPT_BYTES = 2 * (8 + _NAME_BYTES)  # names of the two newest points
 
 
 @dataclass(frozen=True, slots=True)
@@ -916,13 +922,14 @@ def _resumed(
             weights = [np.asarray(one, dtype) for one in arrays[k * each : (k + 1) * each]]
             kept[step.to_bytes(8, "little") + run] = _Point(step, run, weights)
     newest = b"".join(list(kept)[-2:])
-    size = 2 * (8 + _NAME_BYTES)
     half = coins.child("name of the run").bytes(_NAME_BYTES)
-    mine = np.frombuffer(newest.ljust(size, b"\0") + half, np.uint8)
+    mine = np.frombuffer(newest.ljust(_KEPT_BYTES, b"\0") + half, np.uint8)
     (came,) = CheckedWire(channel).exchange("kept", (mine,), [Expected(mine.shape, "u1")])
     theirs = came.tobytes()
     common = [
-        p for key, p in kept.items() if key in (theirs[: size // 2], theirs[size // 2 : size])
+        p
+        for key, p in kept.items()
+        if key in (theirs[: _KEPT_BYTES // 2], theirs[_KEPT_BYTES // 2 : _KEPT_BYTES])
     ]
     begin = max(common, key=lambda point: point.step, default=_Point(0, b"", ()))
     if begin.step:
@@ -930,7 +937,7 @@ def _resumed(
     else:
         begin = _Point(0, bytes(_NAME_BYTES), network.weights())
     both = sorted(
-        (half, theirs[size:])
+        (half, theirs[_KEPT_BYTES:])
     )  # of seeded coins the halves are those of the last run, but not where it began
     name = hashlib.sha256(b"".join([*both, begin.step.to_bytes(8, "little"), begin.run]))
     return begin, name.digest()[:_NAME_BYTES]
@@ -1048,7 +1055,7 @@ class Prediction:
         coins: Coins,
         recording: Recording = COUNTS,
     ) -> Run[Array]:
-        """Predict with all parties in this process: the client, both servers and the dealer.
+        """Predict with all parties in this process: the client, both servers, and the dealer if there is one.
 
         Args:
             held: both servers' shares of the weights.
@@ -1071,10 +1078,11 @@ class Prediction:
         parties: dict[Role, Party[Any]] = {
             **servers,
             CLIENT: partial(self.client, inputs=inputs, coins=coins.child(str(CLIENT))),
-            DEALER: lambda channels: deal(
-                plan, (channels[SERVERS[0]], channels[SERVERS[1]]), coins.child(str(DEALER))
-            ),
         }
+        if self.scheme.preprocessing is Preprocessing.DEALER:
+            parties[DEALER] = lambda channels: deal(
+                plan, (channels[SERVERS[0]], channels[SERVERS[1]]), coins.child(str(DEALER))
+            )
         done = run_pair(parties, recording=recording, deadline=_ENOUGH)
         return Run(
             output=outputs_of(done)[CLIENT], cost=done.cost, views=done.views,
@@ -1123,18 +1131,15 @@ class Prediction:
         if [one.shape for one in weights] != _shapes(self.spec):
             raise ConfigError("the shares of the weights do not fit the network")
         (inputs,) = _received(wire, party, ring, [(self.count, *self.spec.input_shape)])
-        dealt = Dealt(channels[DEALER], party, plan, seeded=coins.seeded)
-        store = StreamedStore(dealt, self.scheme.window)
-        session = start(channels[SERVERS[1 - party]], party, self.scheme.fixed, store, coins)
-        out = self._forward(session, self._network(weights), inputs)
-        dealt.close()
+        with _between(channels, party, self.scheme, plan, coins) as (session, _):
+            out = self._forward(session, self._network(weights), inputs)
         wire.send("prediction", out)
 
     def _network(self, weights: Sequence[Elements]) -> Network:
         return network_of(self.spec, self.scheme.fixed, weights)
 
     def _forward(self, session: Session, network: Network, inputs: Elements) -> Elements:
-        engine, rows = OnShares(session), network.rows(inputs)
+        engine, rows = _engine(session, self.scheme), network.rows(inputs)
         out = []
         for at in range(0, self.count, self.batch_size):
             scores = network.forward(
@@ -1184,6 +1189,12 @@ class _Recorded:
         yield
 
 
+def _as_sent(messages: Sequence[Message], fixed: FixedPoint) -> Observation:
+    sent = [(one.tag, array) for one in messages for array in one.arrays("arrays")]
+    words = [(tag, array) for tag, array in sent if array.dtype == fixed.ring.dtype]
+    return Observation(intermediates=tuple((tag, fixed.decode(array)) for tag, array in words))
+
+
 def _replayed(scheme: TwoServer, view: View, party: int) -> Observation:
     received: dict[Role, list[Message]] = {}
     for frame in view.frames():
@@ -1193,12 +1204,7 @@ def _replayed(scheme: TwoServer, view: View, party: int) -> Observation:
     if [message.tag for message in first[:2]] != ["terms", "first weights"]:
         return Observation()
     if scheme.preprocessing is Preprocessing.TRANSFERS and scheme.masks is Masks.UNIFORM:
-        # Its own draws are not in its view, and without them it cannot go on from there: what it was sent.
-        sent = [(one.tag, array) for one in first[2:] for array in one.arrays("arrays")]
-        words = [(tag, array) for tag, array in sent if array.dtype == scheme.fixed.ring.dtype]
-        return Observation(
-            intermediates=tuple((tag, scheme.fixed.decode(array)) for tag, array in words)
-        )
+        return _as_sent(first[2:], scheme.fixed)  # it draws while it prepares
     said = _read_terms(peer, first[0].arrays("arrays"))
     terms = Terms(
         scheme=scheme, spec=ModelSpec.from_json(said["network"]), counts=tuple(json.loads(said["records"])),
@@ -1238,6 +1244,12 @@ def _replayed(scheme: TwoServer, view: View, party: int) -> Observation:
         )  # fmt: skip
 
     channels = {role: _Recorded(role, iter(messages)) for role, messages in received.items()}
-    with suppress(_RecordEnds):
-        server(channels, party, terms, Coins("replayed"), watch=watch)
+    try:
+        with suppress(_RecordEnds):
+            server(channels, party, terms, Coins("replayed"), watch=watch)
+    except ProtocolError:
+        kept = next((one for one in first if one.tag == "kept"), None)
+        if kept is None or not any(array[:_KEPT_BYTES].any() for array in kept.arrays("arrays")):
+            raise
+        return _as_sent(first[2:], fixed)  # both went on from a checkpoint
     return Observation(aggregates=tuple(updates), intermediates=tuple(opened.values()))

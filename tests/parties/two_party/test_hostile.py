@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.parties.tampered import Tampering, only
 
 from tacit.core.errors import (
     ConfigError,
@@ -181,38 +181,6 @@ def agree(first: Any, second: Any) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-class Tampering:
-    """A channel whose message of that number goes out changed."""
-
-    def __init__(self, channel: Channel, number: int, change) -> None:
-        self.channel, self.number, self.change, self.sent = channel, number, change, 0
-
-    @property
-    def peer(self) -> Role:
-        return self.channel.peer
-
-    def send(self, tag, *arrays) -> None:
-        if self.sent == self.number:
-            tag, arrays = self.change(tag, list(arrays))
-        self.sent += 1
-        self.channel.send(tag, *arrays)
-
-    def recv(self, tag):
-        return self.channel.recv(tag)
-
-    def exchange(self, tag, *arrays):
-        self.send(tag, *arrays)
-        return self.recv(tag)
-
-    def count_round(self) -> None:
-        self.channel.count_round()
-
-    @contextmanager
-    def during(self, phase=None, layer=None):
-        with self.channel.during(phase, layer):
-            yield
-
-
 def _largest(change):
     """Changes the largest array; where a message has none, it gets one."""
 
@@ -264,7 +232,7 @@ def test_a_message_of_another_form_is_refused_whichever_it_is(by: str, culprit: 
     for number in range(count):
         for name in (*ALWAYS, others[number % len(others)]):
             wrap = lambda channel, party, n=number, change=CHANGES[name]: (  # noqa: E731
-                Tampering(channel, n, change) if party == culprit else channel
+                Tampering(channel, only(n, change)) if party == culprit else channel
             )
             came = run(work, Setting(at(Z64), by=by, wrap=wrap, deadline=QUICK), plan)
             error = came.errors.get(victim)
@@ -283,41 +251,18 @@ def test_what_a_dealer_sends_in_another_form_is_refused(change: str) -> None:
     work, how = computation(DEALT), Setting(at(Z64), deadline=QUICK)
     for number in range(messages[DEALER]):
         parties = crew(work, how, plan)
-        counted = Counted(number, CHANGES[change])
+        turn = only(number, CHANGES[change])
 
-        def tampering(channels, counted=counted):
-            deal(plan, tuple(counted.over(channels[role]) for role in SERVERS), coins_of(b"d", 0))
+        def tampering(channels, turn=turn):
+            deal(
+                plan, tuple(Tampering(channels[role], turn) for role in SERVERS), coins_of(b"d", 0)
+            )
 
         ran = run_pair({**parties, DEALER: tampering}, deadline=QUICK)
         assert ran.errors and not set(SERVERS) <= set(ran.outputs)
         typed(ran, *ran.errors)
         kinds = {type(e) for e in ran.errors.values() if str(DEALER) in str(e)}
         assert kinds & {WireError, ProtocolError}, ran.errors
-
-
-class Counted:
-    """Counts messages over several channels."""
-
-    def __init__(self, number: int, change) -> None:
-        self.left, self.change = number, change
-
-    def over(self, channel: Channel) -> Channel:
-        return _Always(channel, self.turn)
-
-    def turn(self, tag, arrays):
-        self.left -= 1
-        return self.change(tag, arrays) if self.left == -1 else (tag, arrays)
-
-
-class _Always(Tampering):
-    """A channel all of whose messages go through a change."""
-
-    def __init__(self, channel: Channel, change) -> None:
-        super().__init__(channel, 0, change)
-
-    def send(self, tag, *arrays) -> None:
-        tag, arrays = self.change(tag, list(arrays))
-        self.channel.send(tag, *arrays)
 
 
 # --- a party that dies, hangs, or whose message is lost
