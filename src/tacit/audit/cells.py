@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tacit.attacks.access import Knowledge, Labels, RoleView, Scores, TrainFunction
 from tacit.attacks.curious import GradientLeakage, Leaked
-from tacit.attacks.exposure import PlaintextExposure
+from tacit.attacks.exposure import PlaintextExposure, standing
 from tacit.attacks.gradient_matching import match_batch
 from tacit.attacks.membership import AttackNetworks, LabelGap, LossThreshold, ShadowModels
 from tacit.audit import statistics
@@ -245,8 +245,7 @@ class ExposureAt:
         rows = PlaintextExposure().recover(RoleView(observation), knowledge)
         own = trial.task.records[role.index] if role.kind == "owner" else 0
         others = trial.members[0][own:]  # the participant is owner 0, whose records come first
-        seen = {row.numpy().tobytes() for row in rows}
-        hits = sum(record.numpy().tobytes() in seen for record in others)
+        hits = sum(standing(others, rows))
         return Measurement(
             metric=self.metric,
             value=hits / len(others),
