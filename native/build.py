@@ -11,6 +11,7 @@ HERE = Path(__file__).resolve().parent
 SOURCES = (
     "masks.c",
     "quantisation.c",
+    "gaussian.c",
     "packing.c",
     "shamir.c",
     "bits.c",

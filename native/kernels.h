@@ -20,6 +20,11 @@ int tacit_masks_expand_add(int level, void *total, size_t bytes, int wide, uint6
 void tacit_quantise(const float *values, const uint32_t *coins, size_t count, double clip, double scale,
                     double top, int wide, void *out, uint64_t *counts);
 
+/* gaussian.c. bits: of a rectangle's number, blocks has 2^bits; low: of a place in a block; sure: rectangles below are
+   accepted; open: the places of the others, as long as words. Returns how many are open. */
+size_t tacit_gaussian_propose(const void *words, int wide, size_t count, const int16_t *blocks, unsigned bits,
+                              unsigned low, uint64_t sure, int64_t *out, uint32_t *open);
+
 /* packing.c. Bits of value i: [i * width, (i + 1) * width) of a little-endian stream. */
 void tacit_pack(const void *values, int wide, size_t count, unsigned width, uint8_t *packed);
 void tacit_unpack_add(const uint8_t *packed, size_t count, unsigned width, int wide, void *total);

@@ -26,6 +26,7 @@ from tacit.core.errors import ConfigError, UnknownName
 from tacit.nn.federated import Collaborative, Progress, silent
 from tacit.parties.links.link import Shape
 from tacit.parties.links.tcp import Note, unheard
+from tacit.training.dp_sgd import DPSGD
 from tacit.training.local_dp import LocalDP
 from tacit.training.plain import Centralised, FederatedAveraging, FederatedSGD
 from tacit.training.secure_aggregation import Graph, SecureAggregation
@@ -107,7 +108,9 @@ PAPERS: tuple[Paper, ...] = (
         technique="clip each record's gradient, add noise, account",
         training="any",
         module="training/dp_sgd.py",
-        note="The survey lists it as collaborative; it is a way to run SGD anywhere.",
+        status="part",
+        note="It trains, and accounts for it; its figures on MNIST are not measured yet. The survey lists it as "
+        "collaborative; it is a way to run SGD anywhere.",
     ),
     Paper(
         number=5,
@@ -256,6 +259,9 @@ def rows(*, quick: bool = False, pace: float = 1.0) -> tuple[Row, ...]:
     )
     private = replace(selective, gamma=0.05 * pace, tau=0.005 * pace)
     secure = SecureAggregation(rounds=120 // less, learning_rate=0.1 * pace)
+    private_sgd = DPSGD(
+        epochs=20, lot_size=64, clip=0.5, learning_rate=1.0 * pace, epsilon=8.0, delta=1e-4
+    )
     return (
         Row(
             name="centralised",
@@ -317,6 +323,18 @@ def rows(*, quick: bool = False, pace: float = 1.0) -> tuple[Row, ...]:
             paper=6,
         ),
         Row(
+            name="dp-sgd-eps8",
+            title="DP-SGD, epsilon 8",
+            protection=private_sgd,
+            paper=4,
+        ),
+        Row(
+            name="dp-sgd-eps1",
+            title="DP-SGD, epsilon 1",
+            protection=replace(private_sgd, epsilon=1.0),
+            paper=4,
+        ),
+        Row(
             name="two-server",
             title="Two servers, on shares",
             protection=TwoServer(epochs=15 // less, batch_size=8, learning_rate=0.25 * pace),
@@ -341,6 +359,7 @@ def sabotaged_rows(*, quick: bool = False, pace: float = 1.0) -> tuple[Row, ...]
             "secure-aggregation-sabotaged",
             "Secure aggregation with its masks left out",
         ),
+        "dp-sgd-eps1": ("dp-sgd-sabotaged", "DP-SGD with its noise and bound left out"),
         "two-server": ("two-server-sabotaged", "Two servers with their masks left out"),
     }
     return tuple(
@@ -355,7 +374,7 @@ def sabotaged_rows(*, quick: bool = False, pace: float = 1.0) -> tuple[Row, ...]
         )
         for row in rows(quick=quick, pace=pace)
         if row.name in broken
-        and isinstance(row.protection, (LocalDP, SelectiveSGD, SecureAggregation, TwoServer))
+        and isinstance(row.protection, (LocalDP, SelectiveSGD, SecureAggregation, DPSGD, TwoServer))
     )
 
 
@@ -471,6 +490,7 @@ def compare(  # noqa: PLR0913 - each is an option of `tacit compare`
 
 SCHEMES: Mapping[str, Collaborative] = {
     "centralised": Centralised(),
+    "dp-sgd": DPSGD(),
     "federated-sgd": FederatedSGD(),
     "federated-averaging": FederatedAveraging(),
     "local-dp": LocalDP(),
@@ -538,7 +558,7 @@ def train(  # noqa: PLR0913 - each is an option of `tacit train`
     Args:
         scheme: a name in `SCHEMES` or `PAIRS`.
         dataset: one of `tacit data list`.
-        model: mlp (64 hidden units), cnn, or tanh-cnn (that of selective SGD).
+        model: mlp (64 hidden units), cnn, tanh-cnn (that of selective SGD), or ``module:factory`` (see `Setting`).
         changes: settings of the scheme to change, as ``"theta_u=0.01"``.
         owners: among whom the training rows are dealt.
         records: rows of each; None deals all of them.
@@ -568,6 +588,8 @@ def train(  # noqa: PLR0913 - each is an option of `tacit train`
     )
     if link not in LINKS:
         raise UnknownName("link", link, LINKS)
+    if link == "tcp" and ":" in model:
+        raise ConfigError("a model of one's own is trained in one process: leave --link tcp out")
     if link == "tcp":
         return launch(
             scheme, protection, changes, on, shape=shape, out=out, overwrite=overwrite, progress=progress, note=note,

@@ -7,7 +7,9 @@ are drawn from the operating system's coins, so that the claims hold for this ru
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import sys
 import time
 import uuid
 import warnings
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
 import tacit
@@ -25,7 +28,13 @@ from tacit.audit.figures import one_thread
 from tacit.audit.provenance import header, plain
 from tacit.audit.statistics import clopper_pearson
 from tacit.core.coins import Coins
-from tacit.core.errors import ConfigError, OutputError, TacitWarning, UnknownName
+from tacit.core.errors import (
+    ConfigError,
+    OutputError,
+    TacitWarning,
+    UnknownName,
+    UnsupportedLayer,
+)
 from tacit.core.files import make_folder, write_file
 from tacit.nn.data import DataSet, load, split_by_label, split_iid
 from tacit.nn.federated import Collaborative, Progress, Task, silent
@@ -48,7 +57,8 @@ class Setting:
 
     Args:
         dataset: name of the data set.
-        model: mlp (64 hidden units), cnn, or tanh-cnn (that of selective SGD).
+        model: mlp (64 hidden units), cnn, tanh-cnn (that of selective SGD), or ``module:factory``, a function of one's own
+            of (input_shape, classes) that gives a torch module; its first weights are its own affair.
         owners: among whom the training rows are dealt.
         records: rows of each; None deals all of them.
         split: iid, or label: each owner holds few labels.
@@ -67,7 +77,7 @@ class Setting:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.model not in MODELS:
+        if self.model not in MODELS and ":" not in self.model:
             raise UnknownName("model", self.model, MODELS)
         if self.split not in SPLITS:
             raise UnknownName("way to split", self.split, SPLITS)
@@ -113,15 +123,36 @@ def task_of(setting: Setting, data: DataSet) -> Task:
 def network(
     name: str, input_shape: tuple[int, ...], classes: int, generator: torch.Generator
 ) -> nn.Module:
-    """One of `MODELS` with drawn weights.
+    """One of `MODELS` with drawn weights, or what a factory gives.
 
     Raises:
-        ConfigError: it does not fit records of that shape.
+        ConfigError: it does not fit records of that shape, or there is no such factory.
     """
+    if ":" in name:
+        return _made(name, input_shape, classes)
     if name == "mlp":
         return mlp(input_shape, (64,), classes, generator=generator)
     make = cnn if name == "cnn" else tanh_cnn
     return make(input_shape, classes, generator=generator)
+
+
+def _made(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """What the user's own factory gives, with the weights that it has."""
+    where, _, which = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        factory = getattr(importlib.import_module(where), which)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"no model at {name!r}: {error}; expected module:factory, importable from {here}"
+        ) from error
+    model = factory(input_shape, classes)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"{name} must give a torch.nn.Module for (input_shape, classes), gave {type(model).__name__}"
+        )
+    return model
 
 
 def train(
@@ -236,7 +267,16 @@ def finish(  # noqa: PLR0913 - what a run's result says, each by name
     }
     if out is not None:
         path = out / "model.safetensors"
-        save_model(model, task.input_shape, path)
+        try:
+            save_model(model, task.input_shape, path)
+        except UnsupportedLayer as error:  # of a factory: it must be there to load the weights into
+            write_file(
+                path, safetensors_bytes({k: v.contiguous() for k, v in model.state_dict().items()})
+            )
+            result["warnings"] = [
+                *warnings,
+                f"the file holds weights without a description of the model: {error}",
+            ]
         result["model"] = str(path)
         write_file(out / "run.json", json.dumps(result, indent=1) + "\n")
     return result

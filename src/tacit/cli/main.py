@@ -140,13 +140,23 @@ def train(
     scheme: Annotated[
         str,
         typer.Argument(
-            help="centralised, federated-sgd, federated-averaging, local-dp, selective-sgd, secure-aggregation, two-server"
+            help="centralised, dp-sgd, federated-sgd, federated-averaging, local-dp, selective-sgd, "
+            "secure-aggregation, two-server"
         ),
     ],
     dataset: Annotated[str, typer.Option(help="See `tacit data list`.")] = "digits",
     model: Annotated[
-        str, typer.Option(help="mlp, cnn, or tanh-cnn (that of selective SGD).")
+        str,
+        typer.Option(
+            help="mlp, cnn, tanh-cnn (that of selective SGD), or module:factory, your function of (input_shape, classes)."
+        ),
     ] = "mlp",
+    epsilon: Annotated[
+        float | None, typer.Option(help="dp-sgd: the least noise that stays within it is chosen.")
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="dp-sgd: of the claim; 1e-5 by default.")
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -185,7 +195,8 @@ def train(
 ) -> None:
     """Train with one scheme, and say what is claimed and what it cost.
 
-    Schemes: centralised, federated-sgd, federated-averaging, local-dp, selective-sgd, secure-aggregation, two-server.
+    Schemes: centralised, dp-sgd, federated-sgd, federated-averaging, local-dp, selective-sgd, secure-aggregation,
+    two-server.
 
     With --out, a run that was killed goes on where it was when the same command is given again.
 
@@ -193,10 +204,20 @@ def train(
 
         tacit train selective-sgd --dataset mnist --model tanh-cnn --owners 30 --records 600 --set theta_u=0.01 --out model
 
+    Or your own model, differentially private: make(input_shape, classes) in nets.py gives a torch module:
+
+        tacit train dp-sgd --model nets:make --dataset mnist --epsilon 2 --delta 1e-5 --set lot_size=512 --set epochs=20
+
     The settings of a scheme are those of its class; a wrong name lists them.
     """
     from tacit import catalogue
     from tacit.parties.links.link import Shape
+
+    budget = [
+        f"{name}={value}"
+        for name, value in (("epsilon", epsilon), ("delta", delta))
+        if value is not None
+    ]
 
     shape = Shape(delay=delay, bandwidth=bandwidth) if delay or bandwidth else None
     with progress_bar() as bar:
@@ -205,7 +226,7 @@ def train(
             scheme,
             dataset=dataset,
             model=model,
-            changes=setting or (),
+            changes=[*budget, *(setting or ())],
             owners=owners,
             records=records,
             split=split,

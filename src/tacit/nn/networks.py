@@ -252,6 +252,75 @@ def cnn(
     return initialise(model, generator)
 
 
+def projected_mlp(
+    input_shape: tuple[int, ...],
+    components: int,
+    hidden: int,
+    classes: int,
+    *,
+    generator: torch.Generator,
+) -> nn.Sequential:
+    """A first layer for principal directions, without bias or activation, one hidden layer of ReLUs, scores.
+
+    Args:
+        input_shape: shape of one input, without the batch.
+        components: outputs of the first layer, which a training may set and keep.
+        hidden: width of the hidden layer.
+        classes: number of classes.
+        generator: draws the parameters.
+
+    Raises:
+        ConfigError: a size is not positive.
+
+    Source: Abadi et al., "Deep learning with differential privacy", CCS 2016, section 5 (recalled): 60 components, 1000
+    hidden units.
+    """
+    _check_sizes(input_shape=input_shape, hidden=(components, hidden), classes=(classes,))
+    front = nn.Linear(math.prod(input_shape), components, bias=False, device="meta").to_empty(
+        device="cpu"
+    )
+    rest = _linear(components, hidden), nn.ReLU(), _linear(hidden, classes)
+    return initialise(nn.Sequential(nn.Flatten(), front, *rest), generator)
+
+
+def tempered_cnn(
+    input_shape: tuple[int, ...], classes: int, *, generator: torch.Generator
+) -> nn.Sequential:
+    """Two strided convolutions with max-pooling and one hidden layer, all with tanh, for 28x28 images.
+
+    Args:
+        input_shape: (channels, height, width), at least 20 pixels each way.
+        classes: number of classes.
+        generator: draws the parameters.
+
+    Raises:
+        ConfigError: ``input_shape`` is not (channels, height, width) of at least 20 pixels each way.
+
+    Source: Papernot et al., "Tempered sigmoid activations for deep learning with differential privacy", AAAI 2021, table 1
+    (recalled): 16 8x8 and 32 4x4 filters at stride 2, 2x2 pooling at stride 1, 32 hidden units.
+    """
+    channels, rows, columns = _check_image(input_shape, classes, nn.Tanh)
+    if min(rows, columns) < 20:
+        raise ConfigError(f"images of at least 20x20 pixels expected, not {rows}x{columns}")
+
+    def after(size: int) -> int:
+        return ((size + 6 - 8) // 2 + 1 - 1 - 4) // 2 + 1 - 1
+
+    model = nn.Sequential(
+        _conv(channels, 16, kernel=8, stride=2, padding=3),
+        nn.Tanh(),
+        nn.MaxPool2d(2, 1),
+        _conv(16, 32, kernel=4, stride=2, padding=0),
+        nn.Tanh(),
+        nn.MaxPool2d(2, 1),
+        nn.Flatten(),
+        _linear(32 * after(rows) * after(columns), 32),
+        nn.Tanh(),
+        _linear(32, classes),
+    )
+    return initialise(model, generator)
+
+
 def _linear(inputs: int, outputs: int) -> nn.Module:
     return nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
 

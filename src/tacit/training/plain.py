@@ -17,14 +17,13 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tacit.core.claims import Basis, Claim
 from tacit.core.coins import Coins
-from tacit.core.errors import ConfigError, DataError, ProtocolError
-from tacit.core.wire import Message
+from tacit.core.errors import ConfigError
+from tacit.nn.collected import RecordHolder, observe_collected, train_on_collected
 from tacit.nn.federated import (
     MOST,
     Progress,
@@ -39,12 +38,12 @@ from tacit.nn.federated import (
     silent,
     train_here,
 )
-from tacit.nn.local_work import Share, fit, parameters_of
+from tacit.nn.local_work import Share, fit
 from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
 from tacit.parties.roles import SERVER, Role
 from tacit.parties.runs import Opened, Run
 from tacit.parties.seats import Seat
-from tacit.parties.star import Hub, Member, ask
+from tacit.parties.star import Hub, Member
 from tacit.parties.views import COUNTS, Observation, Recording, View
 
 MCMAHAN = "McMahan et al., AISTATS 2017, algorithm 1"
@@ -58,85 +57,6 @@ RECORDS_STAY = Claim(
 
 
 # --- centralised
-
-
-class RecordHolder:
-    """An owner that hands out its records.
-
-    Args:
-        inputs: records, (n, *input shape).
-        labels: classes, (n,).
-    """
-
-    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
-        self._inputs = inputs.numpy()
-        self._labels = labels.numpy()
-
-    def handle(self, request: Message) -> Message:
-        """The records, or an acknowledgement of the finished model.
-
-        Raises:
-            ProtocolError: the message is of another kind.
-        """
-        if request.tag == "records":
-            return Message("records", inputs=self._inputs, labels=self._labels)
-        if request.tag == "finished":
-            return Message("thanks")
-        raise ProtocolError(f"expected 'records' or 'finished', came {request.tag!r}")
-
-    def export(self) -> bytes:
-        """Nothing: the records do not change."""
-        return b""
-
-    def restore(self, state: bytes) -> None:
-        """Nothing to restore."""
-
-
-def train_on_collected(
-    hub: Hub,
-    model: nn.Module,
-    *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    progress: Progress,
-    classes: int | None = None,
-) -> None:
-    """The server's part: collect all records, train ``model`` in place by mini-batch SGD, hand it out.
-
-    Raises:
-        UnsupportedLayer: the model has no parameters, or buffers.
-        DataError: a record is not finite; names its owner.
-        Diverged: the loss is not finite; names the epoch.
-
-    **Leaks**: every record to the server; the model to every owner. **Cost**: two waves.
-    """
-    parameters_of(model)  # a model that cannot be handed out is refused before anything is sent
-    replies = ask(hub, dict.fromkeys(hub.members(), Message("records")))
-    inputs, labels = [], []
-    for role, reply in replies.items():
-        inputs.append(reply.array("inputs", dtype="<f4"))
-        labels.append(reply.array("labels", dtype="<i8", shape=(len(inputs[-1]),)))
-        if not np.isfinite(inputs[-1]).all():
-            raise DataError(
-                f"the records of {role} hold values that are not finite: clean them first"
-            )
-        low, high = (int(edge(labels[-1], initial=0)) for edge in (np.min, np.max))
-        if classes is not None and not 0 <= low <= high < classes:
-            raise DataError(f"the labels of {role} must be from 0 to {classes - 1}")
-    with hub.cost.timed(hub.coordinator):
-        fit(
-            model,
-            torch.from_numpy(np.concatenate(inputs)),
-            torch.from_numpy(np.concatenate(labels)),
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            generator=torch.Generator().manual_seed(seed),
-            progress=progress,
-        )
-    ask(hub, dict.fromkeys(hub.members(), Message("finished", model=parameters_of(model))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,16 +117,14 @@ class Centralised:
         """The coordinator's part: see `train_on_collected`. A run that was killed begins anew."""
         del checkpoint
         model = copy.deepcopy(task.start)
-        train_on_collected(
-            hub,
-            model,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            seed=task.seed,
-            progress=progress,
-            classes=task.classes,
-        )
+
+        def learn(inputs: Tensor, labels: Tensor) -> None:
+            fit(
+                model, inputs, labels, epochs=self.epochs, batch_size=self.batch_size,
+                learning_rate=self.learning_rate, generator=torch.Generator().manual_seed(task.seed), progress=progress,
+            )  # fmt: skip
+
+        train_on_collected(hub, model, learn, classes=task.classes)
         return Run(
             output=Opened(model, (SERVER, *task.owners)),
             cost=hub.cost,
@@ -225,18 +143,7 @@ class Centralised:
 
     def observe(self, view: View, role: Role) -> Observation:
         """At the server: the records. At an owner: the finished model."""
-        if role == SERVER:
-            messages = ((frame.peer, frame.message()) for frame in view.frames())
-            records = (
-                (f"records of {peer}", message.array("inputs"))
-                for peer, message in messages
-                if message.tag == "records"
-            )
-            return Observation(intermediates=tuple(records))
-        models = (frame.message() for frame in view.frames())
-        return Observation(
-            outputs=tuple((0, tuple(m.arrays("model"))) for m in models if m.tag == "finished")
-        )
+        return observe_collected(view, role)
 
 
 # --- federated
