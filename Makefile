@@ -31,9 +31,10 @@ clean:
 FLOWER  = .peers/flower
 SPU     = .peers/spu
 CRYPTEN = .peers/crypten
+OPACUS  = .peers/opacus
 
 .PHONY: peers
-peers: $(FLOWER)/.installed-1.41.0 $(SPU)/.installed-0.9.5 $(CRYPTEN)/.installed-0.4.1
+peers: $(FLOWER)/.installed-1.41.0 $(SPU)/.installed-0.9.5 $(CRYPTEN)/.installed-0.4.1 $(OPACUS)/.installed-1.6.0
 
 $(FLOWER)/.installed-1.41.0:
 	$(PYTHON) -m venv $(FLOWER)
@@ -56,6 +57,13 @@ $(CRYPTEN)/.installed-0.4.1:
 		torch==2.13.0 numpy==2.4.6 omegaconf==2.3.0 antlr4-python3-runtime==4.9.3 pyyaml==6.0.4 \
 		onnx==1.23.2 protobuf==7.36.2 ml_dtypes==0.6.0
 	$(CRYPTEN)/bin/pip install --quiet --disable-pip-version-check --no-deps crypten==0.4.1
+	@touch $@
+
+$(OPACUS)/.installed-1.6.0:
+	$(PYTHON) -m venv $(OPACUS)
+	$(OPACUS)/bin/pip install --quiet --disable-pip-version-check \
+		torch==2.13.0 numpy==2.4.6 scipy==1.17.1 opt_einsum==3.4.0
+	$(OPACUS)/bin/pip install --quiet --disable-pip-version-check --no-deps opacus==1.6.0
 	@touch $@
 
 # tacit on Flower, in an environment of its own. flwr 1.41.0 takes no packaging from 26 on, which nothing else minds.

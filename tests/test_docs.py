@@ -36,6 +36,7 @@ from tacit.parties.secure_sum.member import SecureAggregationMember
 from tacit.parties.secure_sum.server import Aggregate, Session
 from tacit.parties.two_party.file_store import FileStore
 from tacit.parties.views import Update
+from tacit.training.dp_sgd import DPSGD
 from tacit.training.local_dp import LocalDP
 from tacit.training.secure_aggregation import SecureAggregation
 from tacit.training.selective_sgd import (
@@ -337,6 +338,7 @@ def number(text: str) -> float:
         ("papers/03-selective-sgd.md", SelectiveSGD),
         ("papers/06-secure-aggregation.md", SecureAggregation),
         ("papers/local-dp.md", LocalDP),
+        ("papers/04-dp-sgd.md", DPSGD),
     ],
 )
 def test_every_setting_is_explained_with_the_default_that_it_has(

@@ -38,6 +38,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, tokens, width) in and out."""
         n, length, width = x.shape
         parts = self.inside(self.first(x)).reshape(n, length, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
@@ -58,6 +59,7 @@ class Encoder(nn.Module):
         self.scores = nn.Linear(width, 10)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(n, tokens) to (n, classes)."""
         return self.scores(self.blocks(self.words(tokens)).mean(1))
 
 
@@ -102,6 +104,7 @@ class Stepper:
             )  # fmt: skip
 
     def step(self) -> float:
+        """One step; CPU seconds."""
         begun = time.process_time()
         self.optimiser.zero_grad()
         loss = self.criterion(self.model(self.inputs), self.labels)
@@ -111,6 +114,7 @@ class Stepper:
 
 
 def main() -> None:
+    """Answer requests."""
     if sys.argv[1:2] == ["--memory"]:
         case, count, mode = sys.argv[2], int(sys.argv[3]), sys.argv[4]
         stepper = Stepper(case, count, mode)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tacit.audit.bench_dp_sgd import dp_sgd
 from tacit.audit.bench_secagg import secagg
 from tacit.audit.bench_transport import Echo, between_processes
 from tacit.audit.bench_two_party import two_party
@@ -117,6 +118,7 @@ def transport(*, quick: bool, note: Note, against: Sequence[str] = ()) -> list[d
 BENCHES: Mapping[str, Callable[..., list[dict[str, Any]]]] = {
     "transport": transport,
     "secagg": secagg,
+    "dp-sgd": dp_sgd,
     "two-party": two_party,
     "two-server": two_server,
 }

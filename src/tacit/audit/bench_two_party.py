@@ -395,7 +395,7 @@ def over_tls(known: Mapping[str, Case], measure: Callable[[Pair], None]) -> None
 
 
 class Peer:
-    """A peer's two processes, which answer a line with a line.
+    """A peer's process, which answers a line with a line.
 
     Args:
         name: of `PEERS`.
@@ -446,6 +446,7 @@ PEERS: Mapping[str, tuple[str, str, tuple[str, ...], Mapping[str, str]]] = {
     "spu-threads": ("spu", "spu_two_party.py", ("--protocol", "semi2k"), {"TACIT_PEER_THREADS": "1"}),
     "cheetah": ("spu", "spu_two_party.py", ("--protocol", "cheetah"), {}),
     "crypten": ("crypten", "crypten_two_party.py", (), {}),
+    "opacus": ("opacus", "opacus_dp_sgd.py", (), {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}),
 }  # fmt: skip
 _ASKED = {"spu": ("spu", "spu-threads", "cheetah"), "crypten": ("crypten",)}
 

@@ -328,12 +328,16 @@ def reproduce(
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="What to measure: transport, secagg, two-party, or two-server.")
+        str,
+        typer.Argument(
+            help="What to measure: transport, secagg, dp-sgd, two-party, or two-server."
+        ),
     ],
     against: Annotated[
         str,
         typer.Option(
-            help="Peers in the same run, comma-separated: flower in secagg, spu and crypten in two-party and two-server."
+            help="Peers in the same run, comma-separated: flower in secagg, opacus in dp-sgd, spu and crypten in two-party "
+            "and two-server."
         ),
     ] = "",
     quick: Quick = False,

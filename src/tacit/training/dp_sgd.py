@@ -77,7 +77,12 @@ class Canaries(Protocol):
         """How many there are, in the data or not."""
 
     def add(self, places: Indices, sums: Sequence[Array]) -> None:
-        """Add to the sums over a lot's real records the clipped gradients of the canaries at these places."""
+        """Add to the sums over a lot's real records, in place, the clipped gradients of the canaries that it took.
+
+        Args:
+            places: of the canaries in the lot, 0 to count - 1, ascending.
+            sums: an array for each trainable parameter.
+        """
 
     def released(self, noisy: Sequence[npt.NDArray[np.float32]]) -> None:
         """Told what was released of a lot: the noisy sums, before they are divided."""
@@ -286,7 +291,18 @@ class DPSGD:
         coins: Coins,
         loss: Loss = cross_entropy,
     ) -> PrivateFit:
-        """`fit` with canaries among the records, for an audit (`tacit.audit.dp_audit`): they count as records."""
+        """`fit` with canaries among the records, for an audit (`tacit.audit.dp_audit`).
+
+        The canaries count as records: lots are drawn from, and the ledger books, ``len(inputs) + canaries.count``.
+
+        Args:
+            model: as for `fit`, which also says what is raised.
+            inputs: real records, (n, *input shape).
+            labels: (n, ...), given to ``loss``.
+            canaries: asked in every step for what they add, and then told what is released.
+            coins: where lots and noise come from.
+            loss: from outputs and labels to losses, one a record.
+        """
         return _Private(self, model, inputs, labels, coins, loss, canaries).run(
             None, silent, NOTHING
         )
