@@ -145,16 +145,6 @@ def test_the_noise_has_its_deviation_and_arrays_keep_their_shapes(kind: Gaussian
     np.testing.assert_allclose(out[1], -2.0, atol=8)
 
 
-def test_float_noise_is_that_of_the_mechanism() -> None:
-    sum_ = NoisySum(clip=0.5, noise_multiplier=3.0, coordinates=50, kind=GaussianKind.FLOAT)
-    (out,) = sum_.release([np.ones(50)], Coins.from_seed(b"float"))
-    expected = (1 + gaussian(Coins.from_seed(b"float"), 1.5, 50)).astype(np.float32)
-    assert np.array_equal(out, expected)
-    assert sum_.step == 0 and sum_.sensitivity == 0.5
-    assert sum_.accounted() == (3.0, 0.0)
-    assert "gaps that attacks use" in sum_.assumes[1]
-
-
 def test_without_noise_the_sum_goes_through() -> None:
     sum_ = NoisySum(clip=1.0, noise_multiplier=0.0, coordinates=3)
     (out,) = sum_.release([np.array([0.1, -1.0, 5.0])], Coins())
@@ -416,3 +406,14 @@ def test_the_attack_gains_nothing_on_the_discrete_noise() -> None:
     reach = sum_.reach(1) - math.ceil(APART / sum_.step)
     for candidate in (0.0, APART):
         assert (np.abs(grid - round(candidate / sum_.step)) <= reach).all()
+
+
+def test_float_noise_is_normal() -> None:
+    """Kolmogorov and Smirnov's distance over 10^6 draws, and moments; a false alarm in 10^6."""
+    made = NoisySum(clip=1.0, noise_multiplier=2.0, coordinates=10**6, kind=GaussianKind.FLOAT)
+    drawn = np.sort(made.release([np.zeros(10**6)], Coins.from_seed(b"normal"))[0] / 2)
+    steps = np.arange(10**6 + 1) / 10**6
+    cdf = ndtr(drawn.astype(np.float64))
+    distance = max(np.abs(cdf - steps[1:]).max(), np.abs(cdf - steps[:-1]).max())
+    assert distance < 2.7e-3
+    assert abs(drawn.std() - 1) < 4e-3 and abs((drawn**4).mean() - 3) < 0.05

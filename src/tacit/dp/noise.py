@@ -61,7 +61,7 @@ from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError, Diverged, RangeError
 from tacit.core.wire import Array
 from tacit.dp.discrete import DiscreteGaussian, Integers
-from tacit.dp.mechanisms import FloatArray, gaussian
+from tacit.dp.mechanisms import FloatArray
 
 _LIFT = 3.0  # r in the module's derivation
 _SPAN = 1 << 15  # coordinates of one draw: what is made of them stays in the second-level cache
@@ -213,7 +213,8 @@ class NoisySum:
         if self.noise_multiplier == 0:
             out[:] = flat
         elif self.kind is GaussianKind.FLOAT:
-            out[:] = flat + gaussian(coins, self.deviation, len(flat))
+            out[:] = flat
+            out += np.float32(self.deviation) * _normal(coins, len(flat))
         else:
             share = self._share(1)
             for start in range(0, len(flat), _SPAN):
@@ -328,6 +329,22 @@ def summation_error(count: int, clip: float, dtype: npt.DTypeLike) -> float:
     if not 0 <= terms < 1:
         raise ConfigError(f"{count} terms are too many to be summed in {np.dtype(dtype)}")
     return terms / (1 - terms) * count * clip
+
+
+def _normal(coins: Coins, count: int) -> npt.NDArray[np.float32]:
+    """Standard normal numbers by Box and Muller's transform, in float32; none beyond 6.8.
+
+    Their gaps are wider than those of `tacit.dp.mechanisms.gaussian`, and they take a fifth of its time.
+    """
+    words = coins.uint64((count + 1) // 2)
+    radius = ((words >> np.uint64(32)).astype(np.float64) + 0.5).astype(np.float32)
+    radius *= np.float32(2.0**-32)
+    np.log(radius, out=radius)
+    radius *= np.float32(-2)
+    np.sqrt(radius, out=radius)
+    angle = words.astype(np.uint32).astype(np.float32)
+    angle *= np.float32(2 * math.pi * 2.0**-32)
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
 
 def _ripple(deviation: float) -> float:
