@@ -208,14 +208,15 @@ class NoisySum:
             Diverged: a value is not finite.
             RangeError: a value is beyond 2^61 grid steps or 1e38.
         """
-        flat = self._flat(arrays)
-        out = np.empty(len(flat), np.float32)
-        if self.noise_multiplier == 0:
-            out[:] = flat
-        elif self.kind is GaussianKind.FLOAT:
-            out[:] = flat
-            out += np.float32(self.deviation) * _normal(coins, len(flat))
+        flat: npt.NDArray[np.floating] = self._flat(arrays)
+        if self.step == 0:
+            out = flat.astype(np.float32, copy=False)
+            if self.noise_multiplier > 0:
+                noise = _normal(coins, len(flat))
+                noise *= np.float32(self.deviation)
+                out += noise
         else:
+            out = np.empty(len(flat), np.float32)
             share = self._share(1)
             for start in range(0, len(flat), _SPAN):
                 part = slice(start, start + _SPAN)
@@ -302,7 +303,7 @@ class NoisySum:
             )
         return flat
 
-    def _rounded(self, flat: FloatArray) -> FloatArray:
+    def _rounded(self, flat: npt.NDArray[np.floating]) -> FloatArray:
         """To grid points, in steps; the multiplication is by a power of two and exact."""
         scaled: FloatArray = np.multiply(flat, 1 / self.step, dtype=np.float64)
         return np.rint(scaled, out=scaled)

@@ -61,6 +61,9 @@ from tacit.parties.views import COUNTS, Observation, Recording, View
 SAVED_EVERY = 200
 """Steps between two checkpoints."""
 
+LOOKED_EVERY = 20
+"""Steps between two looks whether the model is finite."""
+
 Optimiser = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 """Makes an optimiser of parameters; its learning rate is set before each step."""
 
@@ -456,9 +459,14 @@ class _Private:
             ledger.restore(state.blob("ledger"))
         fit = PrivateFit(self.plan, ledger, [], 0.0, 0)
         drawn = clipped = 0
+        noise: Coins | None = None
         model.train()
         with _frozen(self.front):
             for step in range(ledger.spent, steps):
+                if (
+                    noise is None or step % SAVED_EVERY == 0
+                ):  # so that who goes on from a checkpoint draws the same
+                    noise = self.coins.child(f"noise from {step} on")
                 lot = ledger.draw(self.records)
                 real = lot[: np.searchsorted(lot, len(self.inputs))]
                 rows = torch.from_numpy(real).to(self.inputs.device)
@@ -476,7 +484,7 @@ class _Private:
                 sums = [g.cpu().numpy() for g in found.gradients]
                 if self.canaries is not None:
                     self.canaries.add(lot[len(real) :] - len(self.inputs), sums)
-                noisy = self.plan.release.release(sums, self.coins.child(f"noise {step}"))
+                noisy = self.plan.release.release(sums, noise)
                 if self.canaries is not None:
                     self.canaries.released(noisy)
                 for group in taken.param_groups:
@@ -487,7 +495,8 @@ class _Private:
                     taken.step()
                     for p in self.parameters:
                         p.grad = None
-                if not all(bool(torch.isfinite(p).all()) for p in self.parameters):
+                looked = (step + 1) % LOOKED_EVERY == 0 or step + 1 == steps
+                if looked and not all(bool(torch.isfinite(p).all()) for p in self.parameters):
                     raise Diverged(
                         f"the model is not finite after step {step}: lower the learning rate"
                     )
