@@ -135,3 +135,39 @@ def test_the_command_prints_one_object_or_a_table(capsys: pytest.CaptureFixture[
     run(["train", "selective-sgd", *few, "--set", "gamma=1e-6"])
     came = capsys.readouterr()
     assert "accuracy" in came.out and "tacit: warning: gamma = 1e-06 clips" in came.err
+
+
+# --- a model of one's own
+
+
+def test_a_factory_of_one_s_own_is_trained_privately_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets_of_mine.py").write_text(
+        "from math import prod\n"
+        "from torch import nn\n"
+        "def make(input_shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(prod(input_shape), 16), nn.Tanh(), nn.Linear(16, classes))\n"
+        "nothing = lambda input_shape, classes: 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    changes = ["epsilon=8", "epochs=2", "lot_size=32"]
+    result = catalogue.train(
+        "dp-sgd",
+        model="nets_of_mine:make",
+        changes=changes,
+        owners=2,
+        records=100,
+        out=tmp_path / "out",
+    )
+    assert "epsilon = 8" in result["claims"][0]["value"]
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    for model, match in (
+        ("nets_of_mine:absent", "no attribute"),
+        ("no_such_module:make", "No module named"),
+        ("nets_of_mine:nothing", "must give a torch.nn.Module"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            catalogue.train("dp-sgd", model=model, owners=2, records=20)
+    with pytest.raises(ConfigError, match="in one process"):
+        catalogue.train("dp-sgd", model="nets_of_mine:make", owners=2, records=20, link="tcp")

@@ -8,12 +8,14 @@ network, data set or budget), whether that value is ``recalled`` instead of chec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from scipy.stats import t as student
 
 Figure = dict[str, object]
 
@@ -89,3 +91,12 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
+    """The mean's 95 % interval over independent seeds; None for one seed."""
+    if len(values) < 2:
+        return None
+    mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+    reach = float(student.ppf(0.975, len(values) - 1)) * error
+    return mean - reach, mean + reach

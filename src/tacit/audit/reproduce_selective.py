@@ -23,9 +23,8 @@ from functools import cache
 from typing import Any
 
 import torch
-from scipy.stats import t as student
 
-from tacit.audit.figures import Effort, Figure, figure, one_thread
+from tacit.audit.figures import Effort, Figure, figure, one_thread, over_seeds
 from tacit.audit.kept import Kept, key_of, side_by_side
 from tacit.audit.provenance import plain
 from tacit.audit.statistics import clopper_pearson
@@ -243,7 +242,7 @@ def _figures(pairs: Sequence[tuple[Case, dict[str, Any]]]) -> list[Figure]:
             figure(
                 f"mnist/n30/theta0.1/gain_over_{name}",
                 statistics.mean(gains),
-                _over_seeds(gains) or _of_difference(alone, together),
+                over_seeds(gains) or _of_difference(alone, together),
                 len(gains),
                 settings={"unit": "share of the test images"},
             )
@@ -271,7 +270,7 @@ def _of_name(name: str, pairs: Sequence[tuple[Case, dict[str, Any]]]) -> list[Fi
         figure(
             f"{path}/accuracy",
             statistics.mean(shares),
-            _over_seeds(shares) or clopper_pearson(hits, tested),
+            over_seeds(shares) or clopper_pearson(hits, tested),
             len(shares) if len(shares) > 1 else tested,
             settings=said,
             paper=paper,
@@ -309,15 +308,6 @@ def _of_name(name: str, pairs: Sequence[tuple[Case, dict[str, Any]]]) -> list[Fi
             )
         )
     return made
-
-
-def _over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
-    """The mean's 95 % interval over independent seeds; None for one seed."""
-    if len(values) < 2:
-        return None
-    mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
-    reach = float(student.ppf(0.975, len(values) - 1)) * error
-    return mean - reach, mean + reach
 
 
 def _of_difference(
