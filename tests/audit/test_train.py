@@ -33,7 +33,7 @@ def test_the_model_that_is_kept_is_the_one_that_was_measured(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("scheme", catalogue.SCHEMES)
 def test_every_scheme_trains(scheme: str) -> None:
-    few = "epochs=1" if scheme in ("centralised", "selective-sgd") else "rounds=3"
+    few = "epochs=1" if scheme in ("centralised", "dp-sgd", "selective-sgd") else "rounds=3"
     told: list[tuple[int, int]] = []
     result = tacit.train(
         scheme, changes=[few], owners=2, records=16,

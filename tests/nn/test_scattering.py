@@ -123,7 +123,7 @@ def test_coefficients_are_the_convolutions_of_the_definition():
 
 
 def test_three_scales_put_each_pair_of_scales_in_its_place():
-    """The order of the channels of order 2, and moduli read every 2, 4 pixels: only one pair sees a given texture."""
+    """Order 2 has its pairs of wavelets in the stated order, and takes moduli that are read every 2^j pixels."""
     scales, orientations = 3, 2
     image = torch.rand((1, 1, 18, 17), generator=torch.Generator().manual_seed(2))
     found = scattered(image, scales, orientations)[0].double().numpy()

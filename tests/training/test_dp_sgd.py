@@ -124,8 +124,13 @@ def test_an_epsilon_that_cannot_be_met_is_refused_with_the_least_that_can() -> N
     scheme = replace(QUICK, epsilon=0.05, accountant=Accountant.MOMENTS)
     with pytest.raises(ConfigError, match="out of reach: the least"):
         scheme.fit(linear(), x, y, coins=coins())
-    with pytest.raises(ConfigError, match="choose a smaller lot_size"):
-        replace(QUICK, lot_size=61).fit(linear(), x, y, coins=coins())
+
+
+def test_of_fewer_records_than_a_lot_all_are_in_each_step() -> None:
+    x, y = data(60)
+    fit = replace(QUICK, lot_size=100).fit(linear(), x, y, coins=coins())
+    assert fit.ledger.spent == 3 and fit.ledger.divisor == 60
+    assert "on all records" in fit.ledger.loss(Accountant.PLD).composed
 
 
 def test_any_optimiser_takes_the_step_and_the_rate_falls() -> None:

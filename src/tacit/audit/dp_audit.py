@@ -232,7 +232,7 @@ def audit_run(
     included = coins.child("canaries").below(2, canaries.count).astype(bool)
     watcher: _Gradients | _Records
     if isinstance(canaries, GradientCanaries):
-        rate = scheme.lot_size / (len(inputs) + canaries.count)
+        rate = min(1.0, scheme.lot_size / (len(inputs) + canaries.count))
         watcher = _Gradients(canaries, scheme, rate, included)
     else:
         watcher = _Records(canaries, model, scheme.rule, included)

@@ -139,7 +139,7 @@ class DPSGD:
 
     Args:
         epochs: passes over the records; the number of steps is epochs * records / lot_size.
-        lot_size: records in a lot, on average.
+        lot_size: records in a lot, on average; all of them, where there are fewer.
         clip: bound on the L2 norm of a record's gradient.
         clipping: flat, per-layer, or automatic.
         noise_multiplier: deviation of the noise over ``clip``; 0 adds none and protects nothing. Not used with ``epsilon``.
@@ -209,13 +209,10 @@ class DPSGD:
             dimensions: of a record, where components are asked for.
 
         Raises:
-            ConfigError: the lot is larger than the data, or epsilon cannot be met; says the smallest that can.
+            ConfigError: epsilon cannot be met; says the smallest that can.
         """
-        if self.lot_size > records:
-            raise ConfigError(
-                f"lots of {self.lot_size} records on average cannot be drawn from {records}: choose a smaller lot_size"
-            )
-        rate, steps = self.lot_size / records, max(1, round(self.epochs * records / self.lot_size))
+        lot = min(self.lot_size, records)
+        rate, steps = lot / records, max(1, round(self.epochs * records / lot))
         components = None
         spent: tuple[Releases, ...] = ()
         if self.components:
@@ -236,7 +233,7 @@ class DPSGD:
             noise = wanted * (1 + 1e-9) * wanted / release(wanted).accounted().noise_multiplier
         made = release(noise)
         lots = Lots(
-            records=records, lot=self.lot_size, noise_multiplier=made.accounted().noise_multiplier, steps=steps,
+            records=records, lot=lot, noise_multiplier=made.accounted().noise_multiplier, steps=steps,
             delta=self.delta,
         )  # fmt: skip
         return Planned(lots, made, components)
