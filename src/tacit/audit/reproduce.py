@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tacit.audit.figures import Effort
+from tacit.audit.reproduce_dp import reproduce_dp
 from tacit.audit.reproduce_leakage import reproduce_leakage
 from tacit.audit.reproduce_secure import reproduce_secure
 from tacit.audit.reproduce_selective import reproduce_selective
@@ -17,6 +18,7 @@ from tacit.core.errors import ConfigError, UnknownName
 #: What can be reproduced: a paper's number, or a name.
 REPRODUCTIONS: Mapping[str, Callable[[Effort], dict[str, object]]] = {
     "3": reproduce_selective,
+    "4": reproduce_dp,
     "5": reproduce_two_server,
     "6": reproduce_secure,
     "leakage": reproduce_leakage,
