@@ -237,7 +237,7 @@ def transport() -> str:
 
 
 def two_parties(name: str) -> str:
-    """The rows of results/bench-two-party.json or bench-two-server.json."""
+    """The rows of results/bench-two-party.json, bench-two-server.json or bench-dp-sgd.json."""
     result = _result(name)
     rows = [
         [
@@ -390,13 +390,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "papers": papers, "matrix": matrix, "leakage": leakage, "selective": selective,
     "secure": secure, "secure-brief": secure_brief, "secagg": secagg, "transport": transport,
     "two-server": two_server,
+    "bench-dp-sgd": lambda: two_parties("bench-dp-sgd"),
     "bench-two-party": lambda: two_parties("bench-two-party"),
     "bench-two-server": lambda: two_parties("bench-two-server"),
 }  # fmt: skip
-_ELSEWHERE = "secure", "bench-two-party", "bench-two-server"
+_ELSEWHERE = "secure", "bench-dp-sgd", "bench-two-party", "bench-two-server"
 PAGES = {
     "README.md": tuple(name for name in TABLES if name not in _ELSEWHERE),
     "docs/papers/03-selective-sgd.md": ("selective",),
+    "docs/papers/04-dp-sgd.md": ("bench-dp-sgd",),
     "docs/papers/06-secure-aggregation.md": ("secure", "secagg"),
     "docs/federation.md": ("transport",),
     "docs/two-party.md": ("bench-two-party",),
