@@ -11,7 +11,6 @@ import resource
 import sys
 import time
 import warnings
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +89,6 @@ def records(case: str, count: int) -> tuple[Tensor, Tensor]:
     return torch.rand(count, *shape, generator=generator), labels
 
 
-@dataclass(slots=True)
 class Plain:
     """Plain SGD on batches of the same records.
 
@@ -101,17 +99,10 @@ class Plain:
         model: another one than the private training's.
     """
 
-    inputs: Tensor
-    labels: Tensor
-    batch: int
-    model: nn.Module
-
-    def __post_init__(self) -> None:
-        self._optimiser = torch.optim.SGD(self.model.parameters(), lr=0.05)
+    def __init__(self, inputs: Tensor, labels: Tensor, batch: int, model: nn.Module) -> None:
+        self.inputs, self.labels, self.batch, self.model = inputs, labels, batch, model
+        self._optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
         self._generator = torch.Generator().manual_seed(1)
-
-    _optimiser: torch.optim.Optimizer = None  # type: ignore[assignment]
-    _generator: torch.Generator = None  # type: ignore[assignment]
 
     def step(self) -> float:
         """One step; CPU seconds."""

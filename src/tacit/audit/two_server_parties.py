@@ -58,7 +58,7 @@ from tacit.parties.checkpoints import Checkpoint, FileCheckpoint
 from tacit.parties.links.tcp import Address
 from tacit.parties.links.tcp_pair import PartyRun, run_party
 from tacit.parties.roles import Role
-from tacit.parties.runs import Opened, Run
+from tacit.parties.runs import Opened, Run, plain_settings
 from tacit.parties.star import Seconds
 from tacit.training.two_server import (
     DEALER,
@@ -68,7 +68,6 @@ from tacit.training.two_server import (
     Told,
     TwoServer,
     claims_of,
-    plain_settings,
 )
 
 BETWEEN: Seconds = 120.0

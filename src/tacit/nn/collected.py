@@ -11,12 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tacit.core.claims import Basis, Claim
 from tacit.core.errors import DataError, ProtocolError
 from tacit.core.wire import Message
+from tacit.nn.federated import Task
 from tacit.nn.local_work import parameters_of
 from tacit.parties.roles import SERVER, Role
-from tacit.parties.star import Hub, ask
+from tacit.parties.star import Hub, Member, ask
 from tacit.parties.views import Observation, View
+
+SERVER_SEES_RECORDS = Claim(
+    statement="No owner sees another owner's records; the server sees all of them.",
+    basis=Basis.PROVED,
+    source="survey, Centralized Training; by construction: owners receive the finished model only",
+    hides=("owner",),
+)
 
 
 class RecordHolder:
@@ -49,6 +58,11 @@ class RecordHolder:
 
     def restore(self, state: bytes) -> None:
         """Nothing to restore."""
+
+
+def record_holders(task: Task) -> dict[Role, Member]:
+    """A member for each owner whose records are in this process."""
+    return {role: RecordHolder(*shard) for role, shard in task.here().items()}
 
 
 def train_on_collected(

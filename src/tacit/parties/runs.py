@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tacit.core.claims import Claim
 from tacit.core.cost import CostMeter
 from tacit.parties.roles import Role
 from tacit.parties.views import Views
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 
@@ -48,3 +52,8 @@ class Run(Generic[T]):
     claims: tuple[Claim, ...]
     settings: Mapping[str, object]
     seeded: bool
+
+
+def plain_settings(scheme: DataclassInstance) -> dict[str, object]:
+    """A scheme's settings as plain values."""
+    return {k: v.value if isinstance(v, Enum) else v for k, v in asdict(scheme).items()}

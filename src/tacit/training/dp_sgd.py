@@ -30,8 +30,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from enum import Enum
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -48,12 +47,17 @@ from tacit.dp.accounting import Accountant, Releases, least_noise
 from tacit.dp.noise import GaussianKind, NoisySum
 from tacit.dp.pca import component_release, private_components
 from tacit.dp.sampling import Indices, Ledger, Lots, duplicates
-from tacit.nn.collected import RecordHolder, observe_collected, train_on_collected
+from tacit.nn.collected import (
+    SERVER_SEES_RECORDS,
+    observe_collected,
+    record_holders,
+    train_on_collected,
+)
 from tacit.nn.federated import MOST, Progress, Task, check_sgd, silent, train_here
 from tacit.nn.persample import Clipping, ClipRule, Loss, clipped_sum, cross_entropy
 from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
 from tacit.parties.roles import SERVER, Role
-from tacit.parties.runs import Opened, Run
+from tacit.parties.runs import Opened, Run, plain_settings
 from tacit.parties.seats import Seat
 from tacit.parties.star import Hub, Member
 from tacit.parties.views import COUNTS, Observation, Recording, View
@@ -324,7 +328,7 @@ class DPSGD:
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""
         del seat
-        return {role: RecordHolder(*shard) for role, shard in task.here().items()}
+        return record_holders(task)
 
     def run(
         self,
@@ -378,12 +382,7 @@ class DPSGD:
             )  # fmt: skip
         return (
             private,
-            Claim(
-                statement="No owner sees another owner's records; the server sees all of them.",
-                basis=Basis.PROVED,
-                source="survey, Centralized Training; by construction: owners receive the finished model only",
-                hides=("owner",),
-            ),
+            SERVER_SEES_RECORDS,
         )
 
     def observe(self, view: View, role: Role) -> Observation:
@@ -393,11 +392,6 @@ class DPSGD:
     def sabotaged(self) -> DPSGD:
         """The same scheme, deliberately broken: no noise, and gradients as large as they are."""
         return replace(self, noise_multiplier=0.0, epsilon=None, clip=1e6, clipping=Clipping.FLAT)
-
-
-def plain_settings(scheme: DPSGD) -> dict[str, object]:
-    """The settings as plain values."""
-    return {k: v.value if isinstance(v, Enum) else v for k, v in asdict(scheme).items()}
 
 
 class _Private:
@@ -460,9 +454,8 @@ class _Private:
         model.train()
         with _frozen(self.front):
             for step in range(ledger.spent, steps):
-                if (
-                    noise is None or step % SAVED_EVERY == 0
-                ):  # so that who goes on from a checkpoint draws the same
+                # One stream a checkpoint: who goes on from there draws the same.
+                if noise is None or step % SAVED_EVERY == 0:
                     noise = self.coins.child(f"noise from {step} on")
                 lot = ledger.draw(self.records)
                 real = lot[: np.searchsorted(lot, len(self.inputs))]

@@ -23,7 +23,12 @@ from torch import Tensor, nn
 from tacit.core.claims import Basis, Claim
 from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError
-from tacit.nn.collected import RecordHolder, observe_collected, train_on_collected
+from tacit.nn.collected import (
+    SERVER_SEES_RECORDS,
+    observe_collected,
+    record_holders,
+    train_on_collected,
+)
 from tacit.nn.federated import (
     MOST,
     Progress,
@@ -103,7 +108,7 @@ class Centralised:
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""
         del seat
-        return {role: RecordHolder(*shard) for role, shard in task.here().items()}
+        return record_holders(task)
 
     def run(
         self,
@@ -129,14 +134,7 @@ class Centralised:
             output=Opened(model, (SERVER, *task.owners)),
             cost=hub.cost,
             views=hub.views,
-            claims=(
-                Claim(
-                    statement="No owner sees another owner's records; the server sees all of them.",
-                    basis=Basis.PROVED,
-                    source="survey, Centralized Training; by construction: owners receive the finished model only",
-                    hides=("owner",),
-                ),
-            ),
+            claims=(SERVER_SEES_RECORDS,),
             settings=asdict(self),
             seeded=seat.coins.seeded,
         )

@@ -27,7 +27,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
@@ -47,7 +47,7 @@ from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
 from tacit.parties.durable import ANSWERS_ONCE
 from tacit.parties.neighbours import Sharing, choose_sharing
 from tacit.parties.roles import SERVER, Role
-from tacit.parties.runs import Opened, Run
+from tacit.parties.runs import Opened, Run, plain_settings
 from tacit.parties.seats import Seat
 from tacit.parties.secure_sum.agreement import EXTRA, Adversary, Agreement, Masks, least_threshold
 from tacit.parties.secure_sum.member import SecureAggregationMember
@@ -385,7 +385,7 @@ class SecureAggregation:
             cost=hub.cost,
             views=hub.views,
             claims=self.claims(agreement),
-            settings={k: v.value if isinstance(v, Enum) else v for k, v in asdict(self).items()},
+            settings=plain_settings(self),
             seeded=seat.coins.seeded,
         )
 

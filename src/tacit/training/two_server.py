@@ -35,7 +35,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from math import prod
@@ -59,7 +59,7 @@ from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
 from tacit.parties.links.local import PairRun, outputs_of, run_pair
 from tacit.parties.pair import Channel, Party
 from tacit.parties.roles import Role, owners
-from tacit.parties.runs import Held, Opened, Run
+from tacit.parties.runs import Held, Opened, Run, plain_settings
 from tacit.parties.two_party.arithmetic import Fixed, Kept, open_to_both, square
 from tacit.parties.two_party.correlations import Correlation, Material, Part, Plan, renamed, uniform
 from tacit.parties.two_party.dealer import KEY_BYTES, Dealt, deal
@@ -304,11 +304,6 @@ class TwoServer:
     def sabotaged(self) -> TwoServer:
         """The same scheme, deliberately broken: what is opened has no mask."""
         return replace(self, masks=Masks.NONE)
-
-
-def plain_settings(scheme: TwoServer) -> dict[str, object]:
-    """The settings as plain values."""
-    return {k: v.value if isinstance(v, Enum) else v for k, v in asdict(scheme).items()}
 
 
 def claims_of(scheme: TwoServer) -> tuple[Claim, ...]:
