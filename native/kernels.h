@@ -24,6 +24,19 @@ void tacit_quantise(const float *values, const uint32_t *coins, size_t count, do
    accepted; open: the places of the others, as long as words. Returns how many are open. */
 size_t tacit_gaussian_propose(const void *words, int wide, size_t count, const int16_t *blocks, unsigned bits,
                               unsigned low, uint64_t sure, int64_t *out, uint32_t *open);
+/* open, count: places whose points are drawn, by a fresh word each; levels: (2^bits,); more: log2 of how much wider blocks are
+   from rectangle tails on. out: all integers; rejected: places; close: those of open within the margin, undecided, closes of
+   them. Returns how many are rejected. */
+size_t tacit_gaussian_decide(const void *words, int wide, const uint32_t *open, size_t count, const uint64_t *fresh,
+                             const int16_t *blocks, const double *levels, unsigned bits, unsigned low, unsigned more,
+                             uint64_t tails, double deviation, double height, double margin, int64_t *out,
+                             uint32_t *rejected, uint32_t *close, size_t *closes);
+/* widths, limits: of 256 layers; open: the places of what is not accepted as it stands. Returns how many these are. */
+size_t tacit_ziggurat(const uint32_t *words, size_t count, const float *widths, const uint32_t *limits, float *out,
+                      uint32_t *open);
+/* ends, heights: (257,). rejected: those of the open places that a fresh word each does not accept. Returns how many. */
+size_t tacit_ziggurat_decide(const uint32_t *words, const uint32_t *open, size_t count, const uint64_t *fresh,
+                             const double *ends, const double *heights, uint32_t *rejected);
 
 /* packing.c. Bits of value i: [i * width, (i + 1) * width) of a little-endian stream. */
 void tacit_pack(const void *values, int wide, size_t count, unsigned width, uint8_t *packed);

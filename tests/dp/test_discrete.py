@@ -166,20 +166,21 @@ def test_no_draw_is_beyond_the_reach() -> None:
 # --- exact comparisons
 
 
+@both
 @pytest.mark.parametrize("s", [0.5, 90.0, 2.0**30])
 def test_what_floats_decide_decimals_decide_alike(
-    s: float, monkeypatch: pytest.MonkeyPatch
+    s: float, native: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gaussian = DiscreteGaussian(s)
-    wide = discrete._INDEX + gaussian._table.low > 32
-    words = Coins.from_seed(b"words").uint64(40_000)
-    words = words if wide else words.astype(np.uint32)
-    words = words[(words & (2**discrete._INDEX - 1)) >= gaussian._table.sure][:400]
-    x, under = gaussian._decide(Coins.from_seed(b"u"), words)
-    monkeypatch.setattr(discrete, "_CLOSE", math.inf)
-    again, exactly = gaussian._decide(Coins.from_seed(b"u"), words)
-    assert np.array_equal(x, again) and np.array_equal(under, exactly)
-    assert 0 < under.sum() < len(under)
+    """With a margin that leaves nothing to floats, the same coins give the same draws, a fresh 128 bits each apart."""
+    monkeypatch.setenv("TACIT_NATIVE", native)
+    gaussian, rejected = DiscreteGaussian(s), []
+    for margin in (discrete._CLOSE, math.inf):
+        monkeypatch.setattr(discrete, "_CLOSE", margin)
+        out = np.empty(10_000, np.int64)
+        rejected.append((gaussian._attempt(Coins.from_seed(b"u"), out), out))
+    (first, integers), (again, same) = rejected
+    assert np.array_equal(integers, same) and np.array_equal(first, again)
+    assert 0 < len(first) < 1000
 
 
 def test_a_comparison_that_floats_cannot_make_is_exact() -> None:

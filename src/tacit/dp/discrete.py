@@ -13,7 +13,8 @@ w / W) up to where they cover f. One draw:
 4. What is rejected, about 2 draws of 100, is replaced by the next of some spare draws.
 
 So the law is that of the discrete Gaussian between the ends of the tails, but for the comparison's last bits:
-``DiscreteGaussian.distance`` bounds both. C and numpy do step 1 alike; the rest is the same code.
+``DiscreteGaussian.distance`` bounds both. C and numpy draw the same from the same coins: what the last bits of exp could
+decide is decided by decimals.
 
 **Not constant time**: the time of a call depends on how many draws were rejected, and memory is read at places that
 depend on the coins. Who can time the draws finely learns about the noise; a release is timed as a whole at most.
@@ -42,6 +43,7 @@ from tacit.crypto.kernels import Native, native
 Integers = npt.NDArray[np.int64]
 Words = npt.NDArray[np.unsignedinteger[Any]]
 Places = npt.NDArray[np.uint32]
+Floats = npt.NDArray[np.float64]
 
 LEAST, MOST = 0.3, 2.0**40  # deviations
 
@@ -198,26 +200,53 @@ class DiscreteGaussian:
             places = _propose_numpy(self._table, words, out)
         else:
             places = _propose_native(loaded, self._table, words, out)
-        out[places], under = self._decide(coins, words[places])
-        return places[~under]
+        fresh = coins.uint64(len(places))
+        if loaded is None:
+            out[places], gap = self._gaps(words[places], fresh)
+            close, rejected = np.flatnonzero(np.abs(gap) <= _CLOSE), places[gap < -_CLOSE]
+        else:
+            close, rejected = self._decide_native(loaded, words, places, fresh, out)
+        lost = []
+        for i in close.tolist():
+            place = int(places[i])
+            u = (int(fresh[i]) >> 3 << 128) + int.from_bytes(coins.bytes(16), "little")
+            if not self._exactly(int(out[place]), int(words[place] & (_RECTANGLES - 1)), u):
+                lost.append(place)
+        return np.sort(np.append(rejected, lost)) if lost else rejected
 
-    def _decide(self, coins: Coins, words: Words) -> tuple[Integers, npt.NDArray[np.bool_]]:
-        """Step 3: the integer of each word, and whether the point that is drawn in its rectangle lies under f."""
+    def _gaps(self, words: Words, fresh: npt.NDArray[np.uint64]) -> tuple[Integers, Floats]:
+        """Step 3: the integer of each word, and by how much f is above the point that is drawn in its rectangle."""
         table = self._table
         index = (words & (_RECTANGLES - 1)).astype(np.int64)
         place = (words >> _INDEX).astype(np.int64) & ((1 << table.low) - 1)
-        fresh = coins.uint64(len(words))
         extra = (fresh & np.uint64(7)).astype(np.int64) & ((1 << table.more) - 1)
         more = np.where(index >= table.tails, table.more, 0)
         first = table.blocks[index].astype(np.int64) << (table.low + more)
         x = first + np.where(more > 0, place << table.more | extra, place)
         scaled = np.exp(-((x / self.deviation) ** 2) / 2) * (2.0**more / table.height)
-        gap = scaled - table.levels[index] - (fresh >> np.uint64(3)) * 2.0**-61
-        under = gap > 0
-        for i in np.flatnonzero(np.abs(gap) <= _CLOSE).tolist():
-            u = (int(fresh[i]) >> 3 << 128) + int.from_bytes(coins.bytes(16), "little")
-            under[i] = self._exactly(int(x[i]), int(index[i]), u)
-        return x, under
+        return x, scaled - table.levels[index] - (fresh >> np.uint64(3)) * 2.0**-61
+
+    def _decide_native(
+        self,
+        loaded: Native,
+        words: Words,
+        places: Places,
+        fresh: npt.NDArray[np.uint64],
+        out: Integers,
+    ) -> tuple[Places, Places]:
+        """Step 3 in C: those of ``places`` that are too close to tell, and the places that are rejected."""
+        (lib, ffi), table = loaded, self._table
+        rejected, close = np.empty(len(places) + 1, np.uint32), np.empty(len(places) + 1, np.uint32)
+        closes = ffi.new("size_t *")
+        lost = lib.tacit_gaussian_decide(
+            ffi.from_buffer(words), words.itemsize == 8, ffi.from_buffer("uint32_t[]", places), len(places),
+            ffi.from_buffer("uint64_t[]", fresh), ffi.from_buffer("int16_t[]", table.blocks),
+            ffi.from_buffer("double[]", table.levels), _INDEX, table.low, table.more, table.tails, self.deviation,
+            table.height, _CLOSE, ffi.from_buffer("int64_t[]", out, require_writable=True),
+            ffi.from_buffer("uint32_t[]", rejected, require_writable=True),
+            ffi.from_buffer("uint32_t[]", close, require_writable=True), closes,
+        )  # fmt: skip
+        return close[: closes[0]], rejected[:lost]
 
     def _exactly(self, x: int, index: int, u: int) -> bool:
         """Whether f(x) is above the point at ``u`` / 2^189 of that rectangle's height, by decimals of 80 digits."""

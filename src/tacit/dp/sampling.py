@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +33,11 @@ from tacit.core.wire import Message, decode, encode
 from tacit.dp.accounting import Accountant, Parts, Releases, warn_of_delta
 
 Indices = npt.NDArray[np.int64]
+Words = npt.NDArray[np.unsignedinteger[Any]]
 
 _TAG = "tacit/ledger/1"
 _CHUNK = 1 << 20
+_AHEAD = 16  # lots that are drawn together, where the records are few
 
 
 def poisson_sample(coins: Coins, records: int, lot: int) -> Indices:
@@ -139,24 +141,36 @@ class _Watch:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        self._views: dict[str, tuple[tuple[object, ...], npt.NDArray[np.uint8]]] = {}
+        self._views: dict[str, tuple[tuple[object, ...], Words]] = {}
+        self._kept: dict[str, tuple[object, Words | torch.Tensor]] = {}
         self.seal()
 
-    def _copy(self, name: str, parameter: torch.Tensor) -> tuple[object, bytes | torch.Tensor]:
-        """The shape, and the bytes on the device that they lie on."""
+    def _bytes(self, name: str, parameter: torch.Tensor) -> Words | torch.Tensor:
+        """The parameter's memory, on the device that it lies on: a view of it, where there can be one."""
         if not (parameter.is_cpu and parameter.is_contiguous()):
-            return parameter.shape, parameter.detach().reshape(-1).view(torch.uint8).clone()
-        # To make a view takes as long as to copy it, so views are kept; numpy copies without waking threads.
+            return parameter.detach().reshape(-1).view(torch.uint8)
+        # To make a view takes as long as to compare what it shows, so views are kept; numpy wakes no threads.
         place = (parameter.data_ptr(), parameter.shape, parameter.dtype)
         known = self._views.get(name)
         if known is None or known[0] != place:
-            known = place, parameter.detach().reshape(-1).view(torch.uint8).numpy()
+            flat: Words = parameter.detach().reshape(-1).view(torch.uint8).numpy()
+            known = place, flat.view(np.uint64) if flat.size % 8 == 0 else flat
             self._views[name] = known
-        return parameter.shape, known[1].tobytes()
+        return known[1]
 
     def seal(self) -> None:
         """Take the parameters as they are."""
-        self._kept = {name: self._copy(name, p) for name, p in self._module.named_parameters()}
+        kept = {}
+        for name, p in self._module.named_parameters():
+            now, old = self._bytes(name, p), self._kept.get(name)
+            if isinstance(now, torch.Tensor):
+                kept[name] = p.shape, now.clone()
+            elif old is not None and isinstance(old[1], np.ndarray) and old[1].shape == now.shape:
+                np.copyto(old[1], now)
+                kept[name] = p.shape, old[1]
+            else:
+                kept[name] = p.shape, now.copy()
+        self._kept = kept
 
     def changed(self) -> list[str]:
         """The names of the parameters that are not as they were."""
@@ -167,12 +181,14 @@ class _Watch:
     def _as_kept(self, name: str, parameter: torch.Tensor) -> bool:
         if name not in self._kept:
             return False
-        (shape, old), (now_shape, new) = self._kept[name], self._copy(name, parameter)
-        if shape != now_shape or type(old) is not type(new):
+        shape, old = self._kept[name]
+        new = self._bytes(name, parameter)
+        if shape != parameter.shape:
             return False
         if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
             return old.device == new.device and torch.equal(old, new)
-        return old == new
+        same = isinstance(old, np.ndarray) and isinstance(new, np.ndarray)
+        return same and np.array_equal(old, new)
 
 
 class Ledger:
@@ -182,7 +198,8 @@ class Ledger:
     saved its model, write every state that ``keep`` is called with where it survives, and resume from the last of these:
     lots drawn in vain count.
 
-    Lot k comes from ``coins.child("lot k")``: with seeded coins a resumed run draws what an unbroken one would have drawn.
+    Lots are drawn a few ahead, and each is booked before it is handed out. Those from lot k on, k a multiple of so many, come
+    from ``coins.child("lots from k on")``: with seeded coins a resumed run draws what an unbroken one would have drawn.
 
     Args:
         lots: what is agreed.
@@ -218,6 +235,7 @@ class Ledger:
         self._keep = keep
         self._watch = _Watch(model) if model is not None else None
         self._spent = 0
+        self._ahead: tuple[int, list[Indices]] = (0, [])
 
     @property
     def spent(self) -> int:
@@ -240,7 +258,6 @@ class Ledger:
 
         Raises:
             DataError: that is not the number of records that was agreed.
-            ConfigError: something else than a private step has changed the model.
             BudgetExhausted: all lots that were agreed are drawn.
         """
         if records != self.lots.records:
@@ -248,7 +265,6 @@ class Ledger:
                 f"lots of {self.lots.records} records were agreed, and the data has {records}: each rate, and with it "
                 "epsilon, would be another. Make a new ledger for other data"
             )
-        self._refuse_changes()
         if self._spent >= self.lots.steps:
             raise BudgetExhausted(
                 f"all {self.lots.steps} lots that were agreed are drawn: stop here, or agree on more before the first lot"
@@ -256,7 +272,21 @@ class Ledger:
         self._spent += 1
         if self._keep is not None:
             self._keep(self.export())
-        return poisson_sample(self._coins.child(f"lot {self._spent}"), records, self.lots.lot)
+        return self._lot(self._spent - 1)
+
+    def _lot(self, number: int) -> Indices:
+        """A lot by its number, from 0 on: several are a single one from as many times the records."""
+        records = self.lots.records
+        together = min(_AHEAD, max(1, _CHUNK // records))
+        first = number - number % together
+        known, lots = self._ahead
+        if not lots or known != first:
+            coins = self._coins.child(f"lots from {first} on")
+            drawn = poisson_sample(coins, together * records, together * self.lots.lot)
+            ends = np.searchsorted(drawn, records * np.arange(1, together))
+            lots = [part - k * records for k, part in enumerate(np.split(drawn, ends))]
+            self._ahead = first, lots
+        return lots[number - first]
 
     def parts(self, *, planned: bool = False) -> Sequence[Releases]:
         """All that is composed: ``extra``, and the lots drawn so far or, if ``planned``, all that may be."""
