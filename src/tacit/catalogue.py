@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from tacit.attacks.curious import GradientLeakage
 from tacit.attacks.membership import LabelGap, LossThreshold, ShadowModels
+from tacit.audit.all_but_one import StrongAdversary
 from tacit.audit.cells import ExposureAt, LeakageAt, MembershipFrom, Plan
 from tacit.audit.compare import Row, Watch
 from tacit.audit.compare import compare as run_compare
@@ -29,7 +30,7 @@ from tacit.parties.links.tcp import Note, unheard
 from tacit.training.dp_sgd import DPSGD
 from tacit.training.local_dp import LocalDP
 from tacit.training.plain import Centralised, FederatedAveraging, FederatedSGD
-from tacit.training.secure_aggregation import Graph, SecureAggregation
+from tacit.training.secure_aggregation import Federated, Graph, SecureAggregation
 from tacit.training.selective_sgd import SelectiveSGD
 from tacit.training.two_server import TwoServer
 
@@ -323,6 +324,22 @@ def rows(*, quick: bool = False, pace: float = 1.0) -> tuple[Row, ...]:
             paper=6,
         ),
         Row(
+            name="secure-aggregation-dp",
+            title="Secure aggregation, noise shared out",
+            protection=replace(
+                secure,
+                federated=Federated.SGD,
+                rounds=120,  # fewer learn too little
+                local_steps=1,
+                batch_size=8,
+                learning_rate=2.0 * pace,
+                clip=0.5,
+                epsilon=8.0,
+                delta=1e-4,
+            ),
+            paper=6,
+        ),
+        Row(
             name="dp-sgd-eps8",
             title="DP-SGD, epsilon 8",
             protection=private_sgd,
@@ -359,6 +376,10 @@ def sabotaged_rows(*, quick: bool = False, pace: float = 1.0) -> tuple[Row, ...]
             "secure-aggregation-sabotaged",
             "Secure aggregation with its masks left out",
         ),
+        "secure-aggregation-dp": (
+            "secure-aggregation-dp-sabotaged",
+            "Secure aggregation with its masks and noise left out",
+        ),
         "dp-sgd-eps1": ("dp-sgd-sabotaged", "DP-SGD with its noise and bound left out"),
         "two-server": ("two-server-sabotaged", "Two servers with their masks left out"),
     }
@@ -394,6 +415,7 @@ def plans(*, quick: bool = False) -> tuple[Plan, ...]:
         MembershipFrom(LossThreshold(), "Membership by loss, from scores", "scores"),
         MembershipFrom(shadows, "Membership by shadow models, from scores", "scores"),
         MembershipFrom(LabelGap(), "Membership from labels only", "labels"),
+        StrongAdversary(models=6 if quick else 4),  # one seed alone must tell, or three together
     )
 
 

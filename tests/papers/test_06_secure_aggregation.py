@@ -38,6 +38,7 @@ from tacit.parties.neighbours import Sharing
 from tacit.parties.roles import SERVER, Role, owners
 from tacit.parties.secure_sum.agreement import (
     EXTRA,
+    VERSION,
     Adversary,
     Agreement,
     Masks,
@@ -1219,10 +1220,11 @@ def test_a_member_that_agreed_on_something_else_is_left_out_and_told_what(name: 
 def test_a_member_of_another_version_is_left_out() -> None:
     agreement = agreed(4)
     members = members_of(agreement)
-    newer = at_tag("advertise", lambda request: changed(request, version=2))
+    newer = at_tag("advertise", lambda request: changed(request, version=VERSION + 1))
     members[owners(4)[0]] = Between(members[owners(4)[0]], asked=newer)
     session = opened(LocalHub(members), agreement)
-    assert "agreed on version = 1, the server says 2" in session.missing[owners(4)[0]]
+    said = f"agreed on version = {VERSION}, the server says {VERSION + 1}"
+    assert said in session.missing[owners(4)[0]]
 
 
 def test_a_model_of_another_shape_is_refused_by_the_member_that_got_it() -> None:

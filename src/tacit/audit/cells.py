@@ -11,7 +11,7 @@ reconstruction from one update compared with the records behind another.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -25,12 +25,14 @@ from tacit.attacks.gradient_matching import match_batch
 from tacit.attacks.membership import AttackNetworks, LabelGap, LossThreshold, ShadowModels
 from tacit.audit import statistics
 from tacit.core.coins import Coins
-from tacit.core.errors import NotEnoughEvidence
+from tacit.core.errors import ConfigError, NotEnoughEvidence
 from tacit.nn.federated import Progress, Task, honest_work
-from tacit.nn.local_work import Share
+from tacit.nn.local_work import HonestTraining, Share
+from tacit.nn.lots import LotGradients
 from tacit.parties.roles import SERVER, Role, owners
 from tacit.parties.runs import Opened, Run
 from tacit.parties.views import Observation, Recording, Update, View
+from tacit.training.secure_aggregation import SecureAggregation
 
 VANTAGES = {"server": SERVER, "participant": Role("owner", 0)}
 SHOWN = 10
@@ -84,6 +86,7 @@ class Trial:
         train_fn: the recipe that an adversary may imitate.
         judge: the evaluator.
         seed: of the attack's draws.
+        coins: makes those of the run anew, so that the audit knows which records were in secret lots; None where it cannot.
         shared: what attacks with the same knowledge need not compute again, kept by all rows of a seed.
     """
 
@@ -96,6 +99,7 @@ class Trial:
     train_fn: TrainFunction = field(repr=False)
     judge: Judge = field(repr=False)
     seed: int
+    coins: Callable[[], Coins] | None = field(default=None, repr=False)
     shared: dict[str, AttackNetworks] = field(default_factory=dict, repr=False)
 
     def observation(self, role: Role) -> Observation:
@@ -318,7 +322,13 @@ class LeakageAt:
                 metric=self.metric, knowledge=knowledge.described(), saw=saw, why=str(reason)
             )
         truth = _Truth(trial, role, observation)
+        leaked = [item for item in leaked if truth.records(item.update)]  # a lot may be empty
         behind = [truth.records(item.update) for item in leaked]
+        if not behind:
+            why = "no record is behind the updates that were attacked"
+            return Measurement(
+                metric=self.metric, knowledge=knowledge.described(), saw=saw, why=why
+            )
         control = [truth.others(item.update) for item in leaked]
         guesses = [_nearest(item.images, trial.members[0]) for item in leaked]
         n, others = sum(map(len, behind)), sum(map(len, control))
@@ -395,10 +405,16 @@ class _Truth:
         self._seen = (*observation.updates, *observation.aggregates)
         sizes = list(trial.task.records)
         self._first = [sum(sizes[:index]) for index in range(len(sizes))]
+        scheme, task, coins = trial.protection, trial.task, trial.coins
+        self._lots: Mapping[Role, LotGradients] = {}
+        if isinstance(scheme, SecureAggregation) and scheme.noisy:
+            if coins is None:
+                raise ConfigError("the lots of this run are secret: give the trial its coins")
+            self._lots = scheme.lots(task, scheme.agreed(task), coins=coins())
 
     def _rows(self, update: Update, round: int, senders: Sequence[Role]) -> list[int]:
         share = Share.GRADIENT if update.steps == 1 else Share.CHANGE
-        work = honest_work(
+        work: Mapping[Role, LotGradients | HonestTraining] = self._lots or honest_work(
             self._trial.task, share, batch_size=update.batch_size, local_steps=update.steps
         )
         rows = [
@@ -469,6 +485,8 @@ def _aligned(leaked: Leaked, rows: list[int], gallery: Tensor) -> tuple[Tensor, 
     """Originals and reconstructions in the same order."""
     originals = gallery[rows]
     images = leaked.images.clamp(0, 1)
+    if len(images) < len(rows):  # a lot that is larger than on average
+        images = images[torch.arange(len(rows)) % len(images)]
     return originals, images[match_batch(images, originals)]
 
 

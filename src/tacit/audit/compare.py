@@ -355,11 +355,14 @@ class _Comparison:
             if step % max(1, steps // 20) == 0:
                 self.tell(f"seed {world.seed}: {row.name}: training {100 * step // steps} %")
 
+        def coins() -> Coins:
+            return Coins.from_seed(f"compare/{world.seed}/{row.name}".encode())
+
         start = time.perf_counter()
         try:
             run = row.protection.train(
                 world.task,
-                coins=Coins.from_seed(f"compare/{world.seed}/{row.name}".encode()),
+                coins=coins(),
                 recording=Recording(level=Level.FULL, each=row.frames),
                 progress=training,
             )
@@ -388,6 +391,7 @@ class _Comparison:
             train_fn=imitation(world.task, self.settings),
             judge=world.judge,
             seed=world.seed,
+            coins=coins,
             shared=world.shared,
         )
 

@@ -18,19 +18,17 @@ records are, and each joins a lot on its own.
 A bound above the claim shows, up to its confidence, that the claim is false. One below it shows only that this auditor did
 not find out more, and guarantees nothing.
 
-`strong_adversary` is the adversary of the definition of differential privacy, who knows all records but one, in the weaker
-position of one who gets the finished model only: he trains with and without that record, many times over.
+The adversary who knows all records but one, and trains with and without it many times over, is `tacit.audit.all_but_one`.
 
 Source: Steinke, Nasr, Jagielski, "Privacy auditing with one (1) training run" (NeurIPS 2023); Nasr et al., "Adversary
-instantiation" (S&P 2021), for canaries as gradients; Carlini et al., "Membership inference attacks from first principles"
-(S&P 2022), for Gaussians fitted to logit margins.
+instantiation" (S&P 2021), for canaries as gradients.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +37,8 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from tacit.audit.statistics import Estimate, auc, auc_interval
 from tacit.core.coins import Coins
-from tacit.core.errors import ConfigError, NotEnoughEvidence
+from tacit.core.errors import ConfigError
 from tacit.core.wire import Array
 from tacit.dp.audit import Bools, FloatArray, audited
 from tacit.dp.sampling import Indices
@@ -252,101 +249,3 @@ def audit_run(
         "right": found.right,
         "seeded": coins.seeded,
     }
-
-
-# --- who knows every record but one
-
-Train = Callable[[Tensor, Tensor, Coins], nn.Module]
-"""From records and labels to a trained model."""
-
-
-def logit_margin(model: nn.Module, inputs: Tensor, labels: Tensor) -> FloatArray:
-    """By how much each record's true logit is above the log of the others' sum, (n,): the log-odds of its class."""
-    model.eval()
-    with torch.no_grad():
-        logits = model(inputs).double()
-    true = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -math.inf)
-    margin: FloatArray = (true.squeeze(1) - others.logsumexp(1)).cpu().numpy()
-    return margin
-
-
-def strong_adversary(
-    train: Train,
-    inputs: Tensor,
-    labels: Tensor,
-    targets: Sequence[int],
-    *,
-    models: int,
-    coins: Coins,
-) -> Estimate:
-    """How well one who knows all records but one tells from the finished model whether that one was in.
-
-    For each target he trains ``models`` models with all records, which serve for all targets, and as many without it, fits
-    a Gaussian to the target's logit margin on either side, and scores models that he has not trained, as many again of
-    either kind, by the logarithm of the likelihood ratio.
-
-    Args:
-        train: the training that is attacked, start and settings fixed; what differs between calls are its coins.
-        inputs: all records, (n, *input shape).
-        labels: (n,) int64.
-        targets: places of the records that are asked about, one after another.
-        models: to fit on either side, and to be judged by.
-        coins: a child of them goes to each training.
-
-    Returns:
-        The mean over the targets of the area under the ROC curve, and its interval: DeLong's for one target; for several
-        Student's over the targets, within [0, 1], which leaves out that they share models.
-
-    Raises:
-        NotEnoughEvidence: fewer than 2 models, or no target.
-
-    Cost: 2 * models * (1 + targets) trainings.
-    """
-    if models < 2 or not targets:
-        raise NotEnoughEvidence(
-            f"at least 2 models and one target expected, got {models} and {len(targets)}"
-        )
-
-    def margins(keep: Tensor, label: str) -> FloatArray:
-        return np.array(
-            [
-                logit_margin(
-                    train(inputs[keep], labels[keep], coins.child(f"{label} {k}")), inputs[places], labels[places]
-                )
-                for k in range(2 * models)
-            ]
-        )  # fmt: skip
-
-    places = torch.tensor(list(targets), device=inputs.device)
-    everything = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
-    among = margins(everything, "with all")
-    areas, scores = [], []
-    for column, target in enumerate(targets):
-        rest = everything.clone()
-        rest[target] = False
-        without = margins(rest, f"without {target}")[:, column]
-        ratio = _ratio(among[:models, column], without[:models])
-        scores.append((ratio(among[models:, column]), ratio(without[models:])))
-        areas.append(auc(*scores[-1]))
-    if len(targets) == 1:
-        return Estimate(value=areas[0], interval=auc_interval(*scores[0]), n=2 * models)
-    mean = float(np.mean(areas))
-    reach = float(
-        stats.t.ppf(0.975, len(areas) - 1) * np.std(areas, ddof=1) / math.sqrt(len(areas))
-    )
-    return Estimate(
-        value=mean, interval=(max(0.0, mean - reach), min(1.0, mean + reach)), n=len(areas)
-    )
-
-
-def _ratio(among: FloatArray, without: FloatArray) -> Callable[[FloatArray], FloatArray]:
-    """The log of the likelihood ratio of Gaussians fitted to either sample."""
-    fits = [(float(s.mean()), max(float(s.std(ddof=1)), 1e-9)) for s in (among, without)]
-
-    def ratio(x: FloatArray) -> FloatArray:
-        inside, outside = (stats.norm.logpdf(x, *fit) for fit in fits)
-        out: FloatArray = inside - outside
-        return out
-
-    return ratio

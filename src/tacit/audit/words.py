@@ -84,6 +84,7 @@ _VANTAGES = {
     "participant": "It is one of the participants and works on what a participant receives.",
     "scores": "It asks the released model and gets the score of every class.",
     "labels": "It asks the released model and gets the most likely label, without scores.",
+    "holder": "It has the finished model, and knows the architecture, the settings and every record but one.",
 }
 
 

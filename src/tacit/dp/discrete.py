@@ -203,7 +203,8 @@ class DiscreteGaussian:
         fresh = coins.uint64(len(places))
         if loaded is None:
             out[places], gap = self._gaps(words[places], fresh)
-            close, rejected = np.flatnonzero(np.abs(gap) <= _CLOSE), places[gap < -_CLOSE]
+            close = np.flatnonzero(np.abs(gap) <= _CLOSE).astype(np.uint32)
+            rejected = places[gap < -_CLOSE]
         else:
             close, rejected = self._decide_native(loaded, words, places, fresh, out)
         lost = []

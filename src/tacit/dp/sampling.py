@@ -160,7 +160,7 @@ class _Watch:
 
     def seal(self) -> None:
         """Take the parameters as they are."""
-        kept = {}
+        kept: dict[str, tuple[object, Words | torch.Tensor]] = {}
         for name, p in self._module.named_parameters():
             now, old = self._bytes(name, p), self._kept.get(name)
             if isinstance(now, torch.Tensor):
@@ -198,8 +198,8 @@ class Ledger:
     saved its model, write every state that ``keep`` is called with where it survives, and resume from the last of these:
     lots drawn in vain count.
 
-    Lots are drawn a few ahead, and each is booked before it is handed out. Those from lot k on, k a multiple of so many, come
-    from ``coins.child("lots from k on")``: with seeded coins a resumed run draws what an unbroken one would have drawn.
+    Lots are drawn a few ahead, and each is booked before it is handed out. Those from lot k on, k a multiple of so many,
+    come from ``coins.child("lots from k on")``: with seeded coins a resumed run draws what an unbroken one would have drawn.
 
     Args:
         lots: what is agreed.

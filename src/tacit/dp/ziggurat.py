@@ -99,7 +99,8 @@ def _attempt(coins: Coins, words: Words, out: npt.NDArray[np.float32]) -> Words:
         x = fraction[places] * layers.ends[layer] * 2.0**-_FRACTION
         low, high = layers.heights[layer], layers.heights[layer + 1]
         level = low + (coins.uint64(len(places)) >> np.uint64(11)) * 2.0**-53 * (high - low)
-        return places[(layer == 0) | (level >= np.exp(-(x * x) / 2))]
+        refused: npt.NDArray[np.bool_] = (layer == 0) | (level >= np.exp(-(x * x) / 2))
+        return places[refused]
     lib, ffi = loaded
     places, rejected = np.empty(len(words), np.uint32), np.empty(len(words), np.uint32)
     found = lib.tacit_ziggurat(

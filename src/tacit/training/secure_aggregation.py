@@ -1,4 +1,4 @@
-"""Federated averaging, or SGD, whose server learns sums of updates and no single one ([6]).
+"""Federated averaging, or SGD, whose server learns sums of updates and no single one ([6]); with noise shared out, if asked.
 
 Bonawitz et al., "Practical secure aggregation for privacy-preserving machine learning", CCS 2017. The protocol, with its
 waves, what was changed from the paper and the argument for sessions, stands in `tacit.parties.secure_sum`; this file
@@ -14,8 +14,16 @@ model by the weighted mean.
 Owners who drop out of a round are not in its sum, and back in the next. With too few left the round ends in `TooFewParties`;
 `SecureAggregation.coordinate` tells its ``watch`` the model of each whole round.
 
+**With noise** (``epsilon`` or ``noise_multiplier``) this is differentially private SGD ([4]) whose server need not be
+trusted. Each owner draws a secret Poisson lot of its own records in each round, sums their clipped gradients, rounds the
+sum to a grid, and adds its share of a discrete Gaussian (`tacit.dp.noise`): what is opened carries all shares. The server
+divides by the expected lot, and steps. No count of examples is weighed in or summed. What is accounted is the noise of the
+fewest owners that a sum may be over, less those who may tell the server theirs: it holds whoever drops out or colludes, as
+far as the protocol bears it. The bound on a record holds for whatever model the server hands out.
+
 **Leaks**: to the server, the weighted mean of each round, the examples in all, the share of values that were limited, and
-who took part; to owners, the model of each round. What a sum says about one record is not bounded: see the matrix.
+who took part; to owners, the model of each round. What a sum says about one record is not bounded: see the matrix. With
+noise: to the server, noisy sums and who took part, to owners, the models; together, as much as epsilon says about a record.
 **Cost**: two waves a round (active: three), two more a session, and
 `tacit.parties.secure_sum.agreement.bytes_of_round` bytes an owner, beside the model.
 """
@@ -29,19 +37,31 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import TypedDict
 
 import numpy as np
 from torch import nn
 
-from tacit.core.claims import Basis, Claim
+from tacit.core.claims import Basis, Claim, PrivacyLoss
 from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError, TacitWarning
 from tacit.core.wire import Array, Message, decode, encode
 from tacit.crypto import keys
 from tacit.crypto.packing import unpack
 from tacit.crypto.quantisation import Quantiser
+from tacit.dp.accounting import (
+    LARGEST_NOISE,
+    Accountant,
+    Releases,
+    least_noise,
+    warn_of_delta,
+)
+from tacit.dp.noise import Accounted, NoisySum
+from tacit.dp.sampling import duplicates
 from tacit.nn.federated import Progress, Rounds, Task, check_sgd, honest_work, silent, train_here
 from tacit.nn.local_work import HonestTraining, Share, load_parameters, parameters_of
+from tacit.nn.lots import LotGradients
+from tacit.nn.persample import ClipRule
 from tacit.nn.updates import LocalWork, unflattened
 from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
 from tacit.parties.durable import ANSWERS_ONCE
@@ -66,6 +86,22 @@ _PRIMITIVES = (
     "X25519, HKDF- and HMAC-SHA-256, AES-128-CTR, AES-256-GCM and Ed25519 are what they are taken for",
     ANSWERS_ONCE,
 )
+
+_SPARE = 1e-6
+"""Share of delta that is kept for what noise on a grid differs by from normal noise."""
+
+_MOST_EPSILON = 700.0
+"""Beyond, exp(epsilon) is no float, and epsilon says nothing."""
+
+
+_NO_NOISE = 1e-6
+"""The least that there is a grid for."""
+
+
+class _Noise(TypedDict):
+    noise_multiplier: float
+    records: int
+    lot: int
 
 
 class Graph(Enum):
@@ -92,13 +128,20 @@ class SecureAggregation:
         local_steps: steps of each owner in a round; 0 for as many as go through its records once. 1 for sgd.
         batch_size: records a step.
         learning_rate: of the local steps (averaging), or of the server's step (sgd).
-        clip: each value of an update is limited to [-clip, clip]; what had to be limited is reported.
-        bits: of a quantised value.
+        clip: each value of an update is limited to [-clip, clip]; what had to be limited is reported. With noise: bound on
+            the L2 norm of a record's gradient.
+        bits: of a quantised value. With noise: its deviation is 2^bits grid steps, or up to twice as many.
+        epsilon: share out the least noise with which a record's loss in the whole run stays within it; sgd only, and with
+            ``batch_size`` records an owner on average.
+        noise_multiplier: or share out this noise: the deviation of the sum of all shares over ``clip``.
+        delta: with noise: of the claim.
+        accountant: with noise: moments, rdp or pld: how the total is computed.
         graph: complete, or regular: for hundreds of owners and more; where none fails with less than the wanted
             probability, because there are too few owners, the complete graph is used.
-        threshold: shares that recover a secret in the complete graph; by default the least that is safe.
-        corrupted: regular graph: the share of owners that may collude with the server.
-        dropped: regular graph: the share of owners that may drop out of a round.
+        threshold: shares that recover a secret in the complete graph; by default the least that is safe; with noise, the
+            least that is safe and with which no more than ``dropped`` may be missing.
+        corrupted: regular graph, or noise: the share of owners that may collude with the server.
+        dropped: regular graph, or noise: the share of owners that may drop out of a round.
         failure: regular graph: the wanted bound on the probability that the graph fails.
         adversary: semi-honest, or active.
         session_rounds: rounds before keys are renewed, and owners who missed the last session's start can join.
@@ -114,6 +157,10 @@ class SecureAggregation:
     learning_rate: float = 0.1
     clip: float = 1.0
     bits: int = 16
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+    delta: float = 1e-5
+    accountant: Accountant = Accountant.PLD
     graph: Graph = Graph.COMPLETE
     threshold: int | None = None
     corrupted: float = 0.1
@@ -126,7 +173,11 @@ class SecureAggregation:
     masks: Masks = Masks.BOTH
 
     def __post_init__(self) -> None:
-        _ = Quantiser(clip=self.clip, bits=self.bits), Rounds(rounds=self.rounds, rate=1.0)
+        _ = Rounds(rounds=self.rounds, rate=1.0)
+        if self.noisy:
+            self._check_noise()
+        else:
+            _ = Quantiser(clip=self.clip, bits=self.bits)
         check_sgd(
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
@@ -148,30 +199,69 @@ class SecureAggregation:
                 f"{self.session_rounds}, {self.threads} and {self.deadline}"
             )
 
+    def _check_noise(self) -> None:
+        if self.federated is not Federated.SGD or self.local_steps != 1:
+            raise ConfigError(
+                "noise is for the gradients of single records: with epsilon or noise_multiplier give federated=sgd and "
+                "local_steps=1"
+            )
+        if self.epsilon is not None and self.noise_multiplier is not None:
+            raise ConfigError("give epsilon or noise_multiplier, not both: the other one follows")
+        if self.epsilon is not None and not 0 < self.epsilon <= _MOST_EPSILON:
+            raise ConfigError(
+                f"epsilon above 0, at most {_MOST_EPSILON:g}, expected, got {self.epsilon}"
+            )
+        if self.noise_multiplier == 0:
+            raise ConfigError("a noise_multiplier above 0 expected; none adds no noise")
+        if not 0 < self.delta < 1:
+            raise ConfigError(f"delta between 0 and 1 expected, got {self.delta}")
+        if not (self.corrupted >= 0 and self.dropped >= 0 and self.corrupted + self.dropped < 1):
+            raise ConfigError(
+                "shares of corrupted and dropped that add up to less than 1 expected, got "
+                f"{self.corrupted} and {self.dropped}"
+            )
+        _ = NoisySum(
+            clip=self.clip, noise_multiplier=self.noise_multiplier or 1.0, coordinates=1, bits=self.bits
+        )  # fmt: skip
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is shared out."""
+        return self.epsilon is not None or self.noise_multiplier is not None
+
+    @property
+    def _noise_shows(self) -> bool:
+        return self.noisy and self.noise_multiplier != _NO_NOISE
+
     @property
     def rate(self) -> float:
         """The model moves by ``rate`` times the mean update."""
         return 1.0 if self.federated is Federated.AVERAGING else -self.learning_rate
 
-    def agree(self, participants: int, *, dimension: int, max_examples: int) -> Agreement:
+    def agree(
+        self, participants: int, *, dimension: int, max_examples: int, records: int = 0
+    ) -> Agreement:
         """What so many parties agree on.
 
         Args:
             participants: how many.
             dimension: values of an update.
-            max_examples: the most examples that an update counts.
+            max_examples: the most examples that an update counts; with noise: the most records of one participant.
+            records: with noise: of all participants.
 
         Raises:
-            ConfigError: the settings do not go together with these numbers.
+            ConfigError: the settings do not go together with these numbers; epsilon cannot be met.
         """
         least = least_threshold(participants, self.adversary)
+        if self.noisy:
+            least = max(least, participants - math.floor(self.dropped * participants))
         sharing = Sharing(degree=participants - 1, threshold=self.threshold or least)
         if self.graph is Graph.REGULAR:
             found = choose_sharing(
                 participants, corrupted=self.corrupted, dropped=self.dropped, failure=self.failure
             )
             sharing = found or sharing
-        return Agreement(
+        agreement = Agreement(
             participants=participants,
             dimension=dimension,
             clip=self.clip,
@@ -179,7 +269,76 @@ class SecureAggregation:
             max_examples=max_examples,
             adversary=self.adversary,
             sharing=sharing,
+            **self._noise(participants, records),
         )
+        if self.noisy:
+            self._accounted(agreement)
+        return agreement if self.epsilon is None else self._planned(agreement, self.epsilon)
+
+    def _noise(self, participants: int, records: int) -> _Noise:
+        if not self.noisy:
+            return {"noise_multiplier": 0.0, "records": 0, "lot": 0}
+        lot = min(self.batch_size * participants, records)
+        return {"noise_multiplier": self.noise_multiplier or 1.0, "records": records, "lot": lot}
+
+    def _planned(self, agreement: Agreement, epsilon: float) -> Agreement:
+        """With the noise that meets epsilon."""
+        wanted = least_noise(
+            epsilon, self.delta * (1 - _SPARE), rate=agreement.lot / agreement.records, steps=self.rounds,
+            accountant=self.accountant,
+        )  # fmt: skip
+        coarse = ConfigError(
+            f"epsilon = {epsilon:g} is out of reach on a grid of {self.bits} bits: take more bits"
+        )
+        noise, found = wanted, Accounted(0.0, 1.0)
+        while found.noise_multiplier < wanted:  # again where more noise has a coarser grid
+            if noise > LARGEST_NOISE:
+                raise coarse
+            agreement = replace(agreement, noise_multiplier=noise)
+            found, _, _ = self._accounted(agreement)
+            noise *= wanted / found.noise_multiplier * (1 + 1e-9)
+        if found.delta(epsilon, self.rounds) > self.delta * _SPARE:
+            raise coarse
+        return agreement
+
+    def colluding(self, agreement: Agreement) -> int:
+        """With noise: owners that may tell the server theirs. At least one: an owner knows its own, and sees the models.
+
+        Raises:
+            ConfigError: more than secure aggregation bears, or than always leaves the noise of one.
+        """
+        corrupted = max(1, math.ceil(self.corrupted * agreement.participants))
+        most = agreement.least_sum - 1
+        if agreement.sharing.dropouts is None:
+            most = min(most, agreement.colluders)
+        if corrupted > most:
+            raise ConfigError(
+                f"{corrupted} owners who collude, of {agreement.participants}, are more than {most}, the most that sums "
+                f"over at least {agreement.least_sum} bear: lower corrupted or dropped, or raise the threshold"
+            )
+        return corrupted
+
+    def _accounted(self, agreement: Agreement) -> tuple[Accounted, int, int]:
+        """What a round is to an accountant, with the fewest shares of noise that it may have; these; those who collude."""
+        release = agreement.release
+        if release is None:
+            raise ConfigError("no noise was agreed on: give epsilon or noise_multiplier")
+        n, corrupted = agreement.participants, self.colluding(agreement)
+        shares = agreement.least_sum - corrupted
+        return release.accounted(participants=n, missing=n - shares), shares, corrupted
+
+    def loss(self, agreement: Agreement) -> PrivacyLoss | None:
+        """With noise: what a run tells about one record, at most; None where that is not bounded.
+
+        Delta includes what the noise differs by from normal noise.
+        """
+        found, _, _ = self._accounted(agreement)
+        release = Releases(agreement.lot / agreement.records, found.noise_multiplier, self.rounds)
+        loss = self.accountant.loss([release], self.delta * (1 - _SPARE))
+        if loss.epsilon > _MOST_EPSILON:
+            return None
+        delta = max(self.delta, loss.delta + found.delta(loss.epsilon, self.rounds))
+        return replace(loss, delta=delta) if delta < 1 else None
 
     def members(
         self,
@@ -347,13 +506,18 @@ class SecureAggregation:
         return self.agree(
             len(task.owners),
             dimension=sum(array.size for array in start),
-            max_examples=self.batch_size * max(steps),
+            max_examples=max(task.records) if self.noisy else self.batch_size * max(steps),
+            records=sum(task.records),
         )
 
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""
+        agreement = self.agreed(task)
+        work: Mapping[Role, LocalWork] = (
+            self.lots(task, agreement, coins=seat.coins) if self.noisy else self.work(task)
+        )
         made = self.members(
-            self.work(task), self.agreed(task), parameters_of(task.start),
+            work, agreement, parameters_of(task.start),
             coins=seat.coins, roles=task.owners, seat=seat,
         )  # fmt: skip
         return dict(made)
@@ -369,6 +533,8 @@ class SecureAggregation:
     ) -> Run[Opened[nn.Module]]:
         """The coordinator's part: see `coordinate`. The active variant takes the registry from the seat."""
         agreement = self.agreed(task)
+        if self.noisy:
+            warn_of_delta(self.delta, agreement.records)
         model = copy.deepcopy(task.start)
         trained = self.coordinate(
             hub,
@@ -389,8 +555,38 @@ class SecureAggregation:
             seeded=seat.coins.seeded,
         )
 
+    def lots(self, task: Task, agreement: Agreement, *, coins: Coins) -> dict[Role, LotGradients]:
+        """With noise: the work of every owner whose records are here: sums of clipped gradients over secret lots.
+
+        Args:
+            task: what is to be learned.
+            agreement: what all agreed on.
+            coins: for the lots; drawn from, so that other work made from the same coins later has other lots.
+
+        Raises:
+            DataError: an owner's records are not finite; names the owner.
+            UnsupportedLayer: a parameter of the model is frozen.
+
+        Warns:
+            TacitWarning: an owner's records repeat; the model has dropout.
+        """
+        coins = coins.child(f"lots {coins.bytes(16).hex()}")
+        made = {}
+        for role, honest in honest_work(task, Share.GRADIENT, batch_size=1).items():
+            duplicates(honest.inputs.numpy())
+            made[role] = LotGradients(
+                module=honest.module,
+                inputs=honest.inputs,
+                labels=honest.labels,
+                rule=ClipRule(bound=self.clip),
+                lot=agreement.lot,
+                total=agreement.records,
+                coins=coins.child(f"lot/{role}"),
+            )
+        return made
+
     def work(self, task: Task) -> dict[Role, HonestTraining]:
-        """Honest training on its own records for every owner whose records are here.
+        """Without noise: honest training on its own records for every owner whose records are here.
 
         Raises:
             DataError: an owner's records are not finite; names the owner.
@@ -424,11 +620,15 @@ class SecureAggregation:
             )
         sharing, regular = agreement.sharing, agreement.sharing.dropouts is not None
         sessions = -(-self.rounds // self.session_rounds)
+        told = (
+            "with their shares of the noise"
+            if self.noisy
+            else "their examples in all, the share of values that were limited"
+        )
         return (
             Claim(
                 statement="Of the owners' updates the server learns, in each round, the sum over those who stayed, at least "
-                f"{agreement.least_sum}, their examples in all, the share of values that were limited, and nothing more "
-                f"({sharing}"
+                f"{agreement.least_sum}, {told}, and nothing more ({sharing}"
                 + (f"; value: over {sessions} sessions and {self.rounds} rounds" if regular else "")
                 + ").",
                 basis=Basis.PROVED,
@@ -438,6 +638,42 @@ class SecureAggregation:
                 assumes=(*self._who_may_collude(agreement), *_PRIMITIVES),
             ),
             records,
+            *(self._private(agreement) if self.noisy else self._exact(agreement)),
+        )
+
+    def _private(self, agreement: Agreement) -> tuple[Claim, ...]:
+        loss, (_, shares, corrupted) = self.loss(agreement), self._accounted(agreement)
+        release = agreement.release
+        if loss is None or release is None:
+            return (
+                Claim(
+                    statement="What the sums and the models say about one record is not bounded: there is too little noise.",
+                    basis=Basis.PROVED,
+                    source=f"{self.accountant.title}, of noise shared out: tacit.dp.noise",
+                ),
+            )
+        return (
+            Claim(
+                statement="All sums that are opened, and all models, are differentially private.",
+                basis=Basis.ACCOUNTED,
+                source="Abadi et al., CCS 2016, algorithm 1 and theorem 2 (recalled); noise shared out: tacit.dp.noise",
+                value=loss,
+                assumes=(
+                    f"at most {corrupted} of {agreement.participants} owners tell the server their noise, or add none: of a "
+                    f"round's noise {shares} of {agreement.participants} shares are accounted",
+                    *self._who_may_collude(agreement),
+                    *release.assumes,
+                    "nobody tells the size of a lot by the time that an owner takes",
+                    "who drops out does not depend on an owner's lot or noise",
+                    "a person stands behind one record only; records that occur twice are two",
+                    "settings were not chosen by looking at the results of other runs on the same records",
+                    *_PRIMITIVES,
+                ),
+            ),
+        )
+
+    def _exact(self, agreement: Agreement) -> tuple[Claim, ...]:
+        return (
             Claim(
                 statement="A value of the mean update differs from that of the clipped updates by at most so much, where "
                 "every owner counts max_examples.",
@@ -485,6 +721,7 @@ class SecureAggregation:
             agreed.integer("participants"),
             dimension=agreed.integer("dimension"),
             max_examples=agreed.integer("max_examples"),
+            records=agreed.integer("records"),
         )
         with_model = [m for m in asked if m.tag in ("mask", "finished")]
         models = {m.integer("round"): tuple(m.arrays("model")) for m in with_model}
@@ -513,7 +750,7 @@ class SecureAggregation:
                     models[round],
                 ),
                 senders=count,
-                noisy=False,
+                noisy=self._noise_shows,
             )
             for round, count in sorted(senders.items())
             if round + 1 in models
@@ -534,20 +771,24 @@ class SecureAggregation:
             scale=-self.learning_rate if averaging else 1.0,
             steps=self.local_steps,
             batch_size=self.batch_size,
-            noisy=self.masks is Masks.BOTH,
+            noisy=self.masks is Masks.BOTH or self._noise_shows,
         )
 
     def _as_values(
         self, masked: Message, model: Sequence[Array], agreement: Agreement
     ) -> tuple[Array, ...]:
-        """A masked vector, read as if nothing masked it."""
+        """A masked vector, read as if nothing masked it: with noise, its sum over the expected lot of one owner."""
         packed = np.array(masked.array("vector", dtype="u1"), np.uint8)
         whole = unpack(packed, agreement.length, agreement.width, agreement.dtype)
-        values = agreement.quantiser.dequantise(whole[:-EXTRA], 1)
+        values = agreement.decoded(whole[:-EXTRA], 1, agreement.max_examples)
+        if self.noisy:
+            values *= agreement.participants
         return unflattened(values.astype(np.float32), model)
 
     def sabotaged(self) -> SecureAggregation:
-        """The same scheme, deliberately broken: updates leave without masks."""
+        """The same scheme, deliberately broken: updates leave without masks, and with as good as no noise."""
+        if self.noisy:
+            return replace(self, masks=Masks.NONE, epsilon=None, noise_multiplier=_NO_NOISE)
         return replace(self, masks=Masks.NONE)
 
 

@@ -54,11 +54,16 @@ Changed from the paper, and why:
 * By the commitments the server notices where shares that it uses do not fit. Where there are shares to spare, it finds
   out which are off (Reed-Solomon decoding), recovers the sum without them, and says who is at fault, or may be
   (`tacit.parties.secure_sum.recovery`).
+* With noise (`Agreement.noise_multiplier`) an update is a sum of vectors of bounded norm, each of one record. u rounds it
+  to a grid of integers and adds its share of a discrete Gaussian (`tacit.dp.noise`) in the place of stochastic rounding,
+  and sends that plus a constant that keeps it from being negative. Width holds n such integers at their largest. The two
+  values beside the update are 1 and 0: they tell nothing of the records.
 * In the regular graph a round ends if more members drop out than the graph was chosen for, before anything is opened.
 
 **Leaks**: to the server, the sums (values, examples, clipped share) over U3, who is in U1 to U4, and sizes; to a
-member, the model of each round and which of its neighbours take part. Nothing here bounds what a sum says about one
-record, or what several sums say together: two over different members, from the same model, can be subtracted.
+member, the model of each round and which of its neighbours take part. Without noise nothing here bounds what a sum
+says about one record, or what several sums say together: two over different members, from the same model, can be
+subtracted.
 **Cost**: bytes as `bytes_of_round`, and headers; masks: one a neighbour and one more at each member; at the server one a
 survivor, and one for each pair of a survivor and a neighbour who dropped out.
 """

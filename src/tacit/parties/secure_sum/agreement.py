@@ -17,20 +17,22 @@ from tacit.crypto import shamir
 from tacit.crypto.masks import expand_add
 from tacit.crypto.packing import packed_bytes
 from tacit.crypto.quantisation import Quantiser
+from tacit.dp.noise import NoisySum
 from tacit.parties.neighbours import Sharing
 
 Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.unsignedinteger]
+FloatArray = npt.NDArray[np.float64]
 
-VERSION = 1
+VERSION = 2
 SEED = shamir.SECRET_BYTES
 SHARE = 8 * shamir.LIMBS
 """Bytes of a share of one secret."""
 BOX = 2 * SHARE + 16
 """Bytes of a sealed pair of shares, of b_v and of q_v, with the tag."""
 EXTRA = 2
-"""Values beside the update: examples, and the share of its values that was clipped."""
+"""Values beside the update: examples, and the share of its values that was clipped. With noise they are 1 and 0."""
 SELF, RECOVERY = 0, 1
 """Which of a member's two secrets."""
 
@@ -56,11 +58,14 @@ class Agreement:
     Args:
         participants: enrolled members, n; each has a number from 0 to n - 1, in the order of roles.
         dimension: values of an update.
-        clip: values are limited to [-clip, clip].
-        bits: of a quantised value.
-        max_examples: the most examples that an update may count.
+        clip: values are limited to [-clip, clip]; with noise: the L2 norm of one record's vector.
+        bits: of a quantised value; with noise: the deviation of all of it is 2^bits grid steps, or up to twice as many.
+        max_examples: the most examples that an update may count; with noise: the most records that one may be a sum over.
         adversary: semi-honest, or active.
         sharing: neighbours and threshold; a degree of n - 1 is the complete graph.
+        noise_multiplier: deviation of the noise of all members together over ``clip``; 0 for none.
+        records: with noise: of all members together.
+        lot: with noise: so many of them are behind a round's sum, on average.
 
     Raises:
         ConfigError: numbers that do not go together; says which.
@@ -75,16 +80,28 @@ class Agreement:
     max_examples: int
     adversary: Adversary
     sharing: Sharing
+    noise_multiplier: float = 0.0
+    records: int = 0
+    lot: int = 0
 
     def __post_init__(self) -> None:
         n, t, degree = self.participants, self.sharing.threshold, self.sharing.degree
-        _ = self.quantiser  # checks clip and bits
-        if n < 2 or self.dimension < 1 or n.bit_length() + self.bits > 63:
+        if n < 2 or self.dimension < 1:
             raise ConfigError(
-                f"at least 2 participants, one value, and sums below 2^63 expected, got {n} participants, "
-                f"{self.dimension} values and {self.bits} bits"
+                f"at least 2 participants and one value expected, got {n} and {self.dimension}"
             )
-        if not 1 <= self.max_examples < self.quantiser.levels:
+        if self.most < 1 or (n * self.most).bit_length() > 63:  # checks clip and bits too
+            raise ConfigError(
+                f"sums below 2^63 expected, got {n} participants, {self.bits} bits and {self.max_examples} examples: take "
+                "fewer bits"
+            )
+        if self.release is not None:
+            if not 1 <= self.lot <= self.records or not 1 <= self.max_examples <= self.records:
+                raise ConfigError(
+                    "an expected lot, and records of one participant, of 1 to all records expected, got "
+                    f"{self.lot} and {self.max_examples} of {self.records}"
+                )
+        elif not 1 <= self.max_examples < self.quantiser.levels:
             raise ConfigError(
                 f"max_examples from 1 to 2^bits - 1 = {self.quantiser.levels - 1} expected, got {self.max_examples}: "
                 "more bits make room for more"
@@ -104,13 +121,33 @@ class Agreement:
 
     @property
     def quantiser(self) -> Quantiser:
-        """Values <-> integers."""
+        """Values <-> integers, without noise."""
         return Quantiser(clip=self.clip, bits=self.bits)
 
     @property
+    def release(self) -> NoisySum | None:
+        """Values <-> integers with noise, all members' together; none without."""
+        if self.noise_multiplier == 0:
+            return None
+        return NoisySum(
+            clip=self.clip, noise_multiplier=self.noise_multiplier, coordinates=self.dimension, bits=self.bits,
+        )  # fmt: skip
+
+    @property
+    def reach(self) -> int:
+        """No integer of one member is larger in size, with noise; what it sends is that much higher, and so not negative."""
+        n = self.participants
+        return 0 if self.release is None else self.release.reach(n, self.max_examples) // n
+
+    @property
+    def most(self) -> int:
+        """The largest integer that a member sends for a value; the least is 0."""
+        return 2 * self.reach or self.quantiser.levels - 1
+
+    @property
     def width(self) -> int:
-        """Bits of a summed value: the sum of n integers below 2^bits fits."""
-        return (self.participants * (self.quantiser.levels - 1)).bit_length()
+        """Bits of a summed value: the sum of n integers from 0 to ``most`` fits."""
+        return (self.participants * self.most).bit_length()
 
     @property
     def dtype(self) -> type[np.uint32] | type[np.uint64]:
@@ -151,6 +188,7 @@ class Agreement:
             "version": VERSION, "participants": self.participants, "dimension": self.dimension, "clip": float(self.clip),
             "bits": self.bits, "max_examples": self.max_examples, "adversary": self.adversary.value,
             "degree": self.sharing.degree, "threshold": self.sharing.threshold,
+            "noise_multiplier": float(self.noise_multiplier), "records": self.records, "lot": self.lot,
         }  # fmt: skip
 
     def digest(self, session: bytes) -> bytes:
@@ -176,8 +214,27 @@ class Agreement:
                     f"this member agreed on {name} = {own!r}, the server says {said}: give all the same settings"
                 )
 
+    def decoded(self, total: Integers, survivors: int, examples: int) -> FloatArray:
+        """The mean of the updates, (dimension,), from the sum of the members' integers.
+
+        Without noise it is weighted by examples. With noise it is their sum, noise included, over the expected lot: what is
+        drawn stays secret.
+
+        Args:
+            total: (dimension,), uint32 or uint64.
+            survivors: how many are in it.
+            examples: behind it, in all.
+        """
+        release = self.release
+        if release is None:
+            times = self.max_examples / examples
+            return self.quantiser.dequantise(total, survivors, times=times)
+        whole = total.astype(np.int64) - survivors * self.reach
+        (noisy,) = release.opened(whole, [(self.dimension,)])
+        return noisy.astype(np.float64) / self.lot
+
     def error_bound(self, survivors: int, examples: int) -> float:
-        """The most by which a value of the weighted mean differs from that of the clipped updates.
+        """The most by which a value of the weighted mean differs from that of the clipped updates, without noise.
 
         A step of the quantiser for each survivor, and the two roundings of float32, in which they weigh.
         """

@@ -30,7 +30,8 @@ from tacit.crypto import keys, shamir
 from tacit.crypto.masks import expand_add
 from tacit.crypto.packing import pack
 from tacit.crypto.quantisation import Words
-from tacit.nn.updates import LocalUpdate, LocalWork, flattened
+from tacit.dp.noise import NoisySum
+from tacit.nn.updates import FloatArray, LocalUpdate, LocalWork, flattened
 from tacit.parties.neighbours import Numbers
 from tacit.parties.secure_sum.agreement import (
     BOX,
@@ -91,7 +92,7 @@ class SecureAggregationMember:
         work: what it does with its data.
         agreement: what it agreed on.
         number: its number among the participants.
-        coins: for its keys, masks, shares and rounding.
+        coins: for its keys, masks, shares, and rounding or noise.
         rounds: rounds that it takes part in at most.
         like: arrays of the model's shapes; none where the work needs no model.
         masks: NONE sends quantised updates in the clear.
@@ -390,6 +391,8 @@ class SecureAggregationMember:
             raise RangeError(
                 f"an update of {agreement.dimension} values expected, came {values.size}"
             )
+        if agreement.release is not None:
+            return self._with_noise(values, agreement.release, coins)
         if not 1 <= update.examples <= agreement.max_examples:
             raise RangeError(
                 f"an update over other than the 1 to {agreement.max_examples} examples agreed on: raise max_examples"
@@ -404,6 +407,23 @@ class SecureAggregationMember:
         _, beyond = quantiser.quantise(values, coins, out=vector[:-EXTRA])
         share = max(outside, beyond) / agreement.dimension
         vector[-EXTRA:] = update.examples, math.ceil(share * (quantiser.levels - 1))
+        return vector
+
+    def _with_noise(self, values: FloatArray, release: NoisySum, coins: Coins) -> Words:
+        """On the grid of the noise, with this member's share of it; nothing tells how many records are behind.
+
+        What lies beyond an honest sum, by the rounding of floats alone, is limited first, so that no modulus wraps. That
+        brings the sums of two neighbours no farther apart.
+        """
+        agreement = self.agreement
+        if not np.isfinite(values).all():
+            raise RangeError("an update with values that are not finite cannot be put on a grid")
+        most = agreement.max_examples * release.clip
+        limited = np.clip(values.astype(np.float64), -most, most)
+        share = release.share([limited], coins, participants=agreement.participants)
+        vector = cast(Words, np.empty(agreement.length, agreement.dtype))
+        vector[:-EXTRA] = share + agreement.reach
+        vector[-EXTRA:] = 1, 0
         return vector
 
     # R3

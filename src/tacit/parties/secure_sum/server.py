@@ -205,10 +205,11 @@ class Aggregate:
     """What the server learns of a round.
 
     Args:
-        mean: the mean of the survivors' clipped updates, weighted by examples, float64.
-        examples: behind it, in all.
+        mean: the mean of the survivors' clipped updates, weighted by examples, float64; with noise: see
+            `Agreement.decoded`.
+        examples: behind it, in all; with noise: how many survived.
         survivors: who is in it.
-        clipped: the share of their values that had to be clipped.
+        clipped: the share of their values that had to be clipped; with noise: 0, since that is not told.
         missing: who did not take part, or not to the end, and why.
         cheated: who returned wrong shares, or dealt them: more are off than others who collude could make it seem. Assumes
             that of no secret more than (shares - threshold) / 2 are wrong.
@@ -622,19 +623,18 @@ def aggregate(
                 _take_masks_away(session, shared, total, survivors, secrets, model)
             total &= agreement.dtype((1 << agreement.width) - 1)
             count = int(survivors.sum())
-            most, examples = count * (agreement.quantiser.levels - 1), int(total[-EXTRA])
+            most, examples = count * agreement.most, int(total[-EXTRA])
             if int(total.max()) > most or not count <= examples <= count * agreement.max_examples:
                 raise CheatingDetected(
                     f"round {round}: the sum is more than {count} updates in range can give: a member sent something else"
                 )
-            times = agreement.max_examples / examples
-            mean = agreement.quantiser.dequantise(total[:-EXTRA], count, times=times)
+            mean = agreement.decoded(total[:-EXTRA], count, examples)
         cheated, disputed = at_fault(off, session.holders, agreement.colluders)
         return Aggregate(
             mean=mean,
             examples=examples,
             survivors=tuple(role for _, role in session.numbered(survivors)),
-            clipped=int(total[-1]) / (agreement.quantiser.levels - 1) / count,
+            clipped=int(total[-1]) / agreement.most / count,
             missing=session.missing,
             cheated=tuple(session.roles[number] for number in sorted(cheated)),
             disputed=tuple((session.roles[v], session.roles[w]) for v, w in disputed),
