@@ -1,11 +1,8 @@
-"""Noisy sums: the rounding is in the sensitivity, the discrete law is as good as the normal one, shares add up; and what an
-attack on floating-point noise finds out about each kind.
-"""
+"""Noisy sums: the rounding is in the sensitivity, the discrete law is as good as the normal one, shares add up."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +17,6 @@ from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError, Diverged, RangeError
 from tacit.dp import noise
 from tacit.dp.discrete import DiscreteGaussian
-from tacit.dp.mechanisms import gaussian, laplace
 from tacit.dp.noise import GaussianKind, NoisySum, summation_error
 
 FALSE_ALARM = 1e-6  # of each statistical test; the seeds are fixed, so a pass stays a pass
@@ -328,84 +324,6 @@ def test_shares_and_totals_that_do_not_fit_are_refused() -> None:
         sum_.opened(np.zeros(4, np.int64), [(5,)])
     with pytest.raises(ConfigError, match="4 coordinates expected"):
         sum_.opened(np.zeros(3, np.int64), [(3,)])
-
-
-# --- the attack on floating-point noise. Of two candidates for what it was added to, one can often be ruled out, because no
-# coins of the sampler lead from it to the bits that were released. On Laplace noise: Mironov, "On significance of the least
-# significant bits for differential privacy" (CCS 2012); on Gaussian noise: Jin, McMurtry, Rubinstein, Ohrimenko, "Are we
-# there yet? Timing and floating-point attacks on differential privacy systems" (S&P 2022).
-
-Sampler = Callable[[Coins, float, int], Floats]
-Flags = npt.NDArray[np.bool_]
-
-
-class Chosen(Coins):
-    """Coins whose uniform is given."""
-
-    __slots__ = ("_unit",)
-
-    def __init__(self, unit: Floats) -> None:
-        super().__init__()
-        self._unit = unit
-
-    def unit(self, shape: int | tuple[int, ...]) -> Floats:
-        return self._unit.reshape(shape)
-
-
-def attainable(
-    outputs: Floats, candidate: float, sampler: Sampler, cdf: Callable[[Floats], Floats]
-) -> Flags:
-    """Which outputs some coins of ``sampler``, at scale 1, lead to from the candidate: of 65 around the right ones."""
-    middle = np.floor(cdf(outputs - candidate) * 2.0**52)
-    near = np.clip(middle + np.arange(-32, 33.0)[:, None], 0, 2.0**52 - 1)
-    drawn = sampler(Chosen((near + 0.5) * 2.0**-52), 1.0, near.size).reshape(near.shape)
-    return np.asarray((candidate + drawn == outputs).any(0))
-
-
-def told_apart(from_one: Flags, from_other: Flags, truth: Flags) -> tuple[float, float]:
-    """The 99.9 % interval of how often the guess is right: what one alone attains is its, the rest is a coin's."""
-    coin = Coins.from_seed(b"guess").unit(len(truth)) < 0.5
-    guess = np.where(from_one == from_other, coin, from_other)
-    interval = stats.binomtest(int((guess == truth).sum()), len(truth)).proportion_ci(0.999)
-    return float(interval.low), float(interval.high)
-
-
-TRIALS = 20_000
-APART = 0.01  # of the scale: the noise itself allows to be right in 50.3 % of all cases at most
-
-
-@pytest.mark.parametrize(
-    ("sampler", "cdf"),
-    [(laplace, stats.laplace.cdf), (gaussian, ndtr)],
-    ids=["laplace", "gaussian"],
-)
-def test_the_attack_tells_what_float_noise_was_added_to(
-    sampler: Sampler, cdf: Callable[[Floats], Floats]
-) -> None:
-    coins = Coins.from_seed(b"attacked")
-    truth = coins.unit(TRIALS) < 0.5
-    outputs = np.where(truth, APART, 0.0) + sampler(coins, 1.0, TRIALS)
-    reached = [attainable(outputs, candidate, sampler, cdf) for candidate in (0.0, APART)]
-    assert np.where(truth, reached[1], reached[0]).all()  # the truth is never ruled out
-    low, _ = told_apart(reached[0], reached[1], truth)
-    assert low > 0.85
-
-
-def test_the_attack_gains_nothing_on_the_discrete_noise() -> None:
-    """Not by what the float samplers attain, and not by what the discrete one does: both candidates attain every output."""
-    sum_ = NoisySum(clip=APART, noise_multiplier=1 / APART, coordinates=TRIALS)
-    coins = Coins.from_seed(b"attacked")
-    truth = coins.unit(TRIALS) < 0.5
-    grid = sum_.share([np.where(truth, APART, 0.0)], coins, participants=1)
-    allowed = 0.5 + APART / math.sqrt(2 * math.pi) / 2  # by the normal law: Phi(mu / 2)
-    for sampler, cdf in ((laplace, stats.laplace.cdf), (gaussian, ndtr)):
-        outputs = grid * sum_.step
-        reached = [attainable(outputs, candidate, sampler, cdf) for candidate in (0.0, APART)]
-        low, _ = told_apart(reached[0], reached[1], truth)
-        assert low <= allowed
-    reach = sum_.reach(1) - math.ceil(APART / sum_.step)
-    for candidate in (0.0, APART):
-        assert (np.abs(grid - round(candidate / sum_.step)) <= reach).all()
 
 
 def test_float_noise_is_normal() -> None:

@@ -16,7 +16,7 @@ from tacit.dp.ziggurat import normal
 
 def test_the_layers_have_one_area() -> None:
     """A width of x_i times the curve's rise from there to the next, for all but the strip with the tail."""
-    layers = ziggurat._layers()
+    layers = ziggurat.cover()
     areas = layers.ends[1:-1] * np.diff(layers.heights)[1:]
     assert np.allclose(areas, ziggurat._AREA, rtol=1e-9)
     strip = layers.ends[1] * layers.heights[1] + stats.norm.sf(layers.ends[1]) * np.sqrt(2 * np.pi)
@@ -27,7 +27,7 @@ def test_draws_follow_the_normal_law_in_all_layers_and_in_the_tail() -> None:
     """Chi-square over the ends of the layers, on either side, and some places beyond them; a false alarm in 10^6."""
     count = 3_000_000
     drawn = normal(Coins.from_seed(b"ziggurat"), count).astype(np.float64)
-    inner = ziggurat._layers().ends[2:-1:4]
+    inner = ziggurat.cover().ends[2:-1:4]
     edges = np.concatenate([inner, [0.01, 0.1, ziggurat._END, 3.7, 3.8, 4.0, 4.3]])
     edges = np.sort(np.concatenate([-edges, [0.0], edges]))
     found = np.bincount(np.searchsorted(edges, drawn), minlength=len(edges) + 1)

@@ -17,18 +17,16 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from tacit.audit.bench_two_party import PEERS, Peer
 from tacit.audit.dp_sgd_step import steps
 from tacit.audit.figures import one_thread
+from tacit.audit.peers import PEERS, Peer
 from tacit.core.errors import TacitError, UnknownName
 from tacit.dp.noise import GaussianKind
 
 Note = Callable[[str], None]
 
-_ROOT = Path(__file__).resolve().parents[3]
 _ONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -70,7 +68,7 @@ def dp_sgd(*, quick: bool, note: Note, against: Sequence[str] = ()) -> list[dict
         if name != "opacus":
             raise UnknownName("peer", name, ["opacus"])
     beside = "opacus" in against
-    if beside and not (_ROOT / ".peers" / "opacus" / "bin" / "python").exists():
+    if beside and not PEERS["opacus"].python.exists():
         note(
             "opacus is not installed: run make peers in tacit's source tree; its figures stay empty"
         )
@@ -130,10 +128,7 @@ def _peak(case: Case, mode: str) -> float:
 
 
 def _peer_peak(case: Case, mode: str) -> float:
-    environment, script, _, _ = PEERS["opacus"]
-    python = _ROOT / ".peers" / environment / "bin" / "python"
-    script_path = _ROOT / "benchmarks" / "peers" / script
-    return _asked([str(python), str(script_path), "--memory", case.network, str(case.batch), mode])
+    return _asked(PEERS["opacus"].command("--memory", case.network, str(case.batch), mode))
 
 
 def _asked(command: Sequence[str]) -> float:

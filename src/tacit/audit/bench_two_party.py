@@ -22,7 +22,6 @@ import multiprocessing
 import os
 import socket
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from tacit.audit.peers import PEERS, Measured, Peer
 from tacit.core.coins import Coins
 from tacit.core.cost import Cost
 from tacit.core.errors import TacitError, UnknownName
@@ -72,14 +72,13 @@ from tacit.parties.two_party.store import Preprocessor, StreamedStore
 from tacit.parties.two_party.transfers import Transfers, begin
 
 Note = Callable[[str], None]
-Measured = dict[str, Any]
 
 SERVERS = Role("server", 0), Role("server", 1)
 FIXED = FixedPoint(16)
 IN_A_ROW = 3
 
-_ROOT = Path(__file__).resolve().parents[3]
 _LONG = 3600.0  # seconds that a party waits while peers are measured
+_ASKED = {"spu": ("spu", "spu-threads", "cheetah"), "crypten": ("crypten",)}
 
 
 # --- what is computed
@@ -391,66 +390,6 @@ def over_tls(known: Mapping[str, Case], measure: Callable[[Pair], None]) -> None
             run_party(near, load(folder / "server-0"), addresses, listening=door, deadline=_LONG)
 
 
-# --- peers
-
-
-class Peer:
-    """A peer's process, which answers a line with a line.
-
-    Args:
-        name: of `PEERS`.
-    """
-
-    def __init__(self, name: str) -> None:
-        environment, script, arguments, extra = PEERS[name]
-        command = [
-            str(_ROOT / ".peers" / environment / "bin" / "python"),
-            str(_ROOT / "benchmarks" / "peers" / script), *arguments,
-        ]  # fmt: skip
-        self._process = subprocess.Popen(  # noqa: S603 - our own scripts
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, env={**os.environ, **extra},
-        )  # fmt: skip
-        banner = self._line()
-        self.name = f"{banner['peer']} {banner['protocol']}"
-
-    def _line(self) -> Measured:
-        line = self._process.stdout.readline() if self._process.stdout else ""
-        if not line:
-            raise TacitError("a peer ended; run its script by itself to see why")
-        found: Measured = json.loads(line)
-        if "refused" in found:
-            raise TacitError(f"a peer refused: {found['refused']}")
-        return found
-
-    def measure(self, request: Mapping[str, Any]) -> Measured:
-        """One run."""
-        if self._process.stdin is None:
-            raise TacitError("a peer that nobody can talk to")
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._line()
-
-    def close(self) -> None:
-        """End it."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-
-
-PEERS: Mapping[str, tuple[str, str, tuple[str, ...], Mapping[str, str]]] = {
-    "spu": ("spu", "spu_two_party.py", ("--protocol", "semi2k"), {}),
-    "spu-threads": ("spu", "spu_two_party.py", ("--protocol", "semi2k"), {"TACIT_PEER_THREADS": "1"}),
-    "cheetah": ("spu", "spu_two_party.py", ("--protocol", "cheetah"), {}),
-    "crypten": ("crypten", "crypten_two_party.py", (), {}),
-    "opacus": ("opacus", "opacus_dp_sgd.py", (), {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}),
-}  # fmt: skip
-_ASKED = {"spu": ("spu", "spu-threads", "cheetah"), "crypten": ("crypten",)}
-
-
 # --- kernels
 
 
@@ -551,7 +490,7 @@ def installed(against: Sequence[str], note: Note) -> list[str]:
     for name in against:
         if name not in _ASKED:
             raise UnknownName("peer", name, _ASKED)
-        if (_ROOT / ".peers" / name / "bin" / "python").exists():
+        if PEERS[name].python.exists():
             wanted += _ASKED[name]
         else:
             note(

@@ -40,7 +40,7 @@ from dp_accounting.pld.privacy_loss_distribution import (  # type: ignore[import
     identity,
 )
 from scipy.optimize import brentq
-from scipy.special import gammaln, logsumexp, xlog1py, xlogy
+from scipy.special import gammaln
 
 from tacit.core.claims import PrivacyLoss
 from tacit.core.errors import ConfigError, TacitWarning
@@ -107,44 +107,65 @@ def _merged(parts: Parts, delta: float) -> tuple[Releases, ...]:
     return tuple(sorted(found))
 
 
-def _log_at_integers(rate: float, noise: float, orders: Sequence[float]) -> FloatArray:
+@lru_cache(maxsize=8)
+def _log_binomials(orders: tuple[float, ...]) -> FloatArray:
+    """Log of C(n, k) at each order n, (orders,), and k from 2 to the largest; -inf beyond n."""
+    n, k = np.array(orders)[:, None], np.arange(2, max(orders) + 1)
+    left = np.maximum(n - k, 0)
+    return np.where(k > n, -np.inf, gammaln(n + 1) - gammaln(k + 1) - gammaln(left + 1))
+
+
+def _log_at_integers(rate: float, noise: float, orders: tuple[float, ...]) -> FloatArray:
     """Log of E_mu0[(mu / mu0)^n] at integers n >= 2.
 
     It is the sum over k of C(n, k) (1-q)^(n-k) q^k exp(k (k-1) / 2 s^2). The weights sum to 1, so the moment less 1 has
     expm1 in the place of exp and no term for k < 2: all terms are positive, and a tiny moment keeps its digits.
     """
-    n = np.array(orders)[:, None]
-    k = np.arange(2, max(orders) + 1)[None, :]
-    left = np.maximum(n - k, 0)
+    n, k = np.array(orders)[:, None], np.arange(2, max(orders) + 1)
     exponent = k * (k - 1) / (2 * noise * noise)
-    terms = gammaln(n + 1) - gammaln(k + 1) - gammaln(left + 1) + exponent
-    terms += xlog1py(left, -rate) + xlogy(k, rate) + np.log(-np.expm1(-exponent))
-    terms[k > n] = -np.inf
-    out: FloatArray = np.logaddexp(0, logsumexp(terms, axis=1))
+    terms = _log_binomials(orders) + (n - k) * math.log1p(-rate)
+    terms += k * math.log(rate) + exponent + np.log(-np.expm1(-exponent))
+    out: FloatArray = np.logaddexp(0, _log_sum(terms))
     return out
 
 
-def _log_at(rate: float, noise: float, order: float) -> float:
+def _log_sum(logs: FloatArray) -> FloatArray:
+    """Log of the sum of exp(logs) in each row."""
+    top = logs.max(axis=1)
+    out: FloatArray = top + np.log(np.exp(logs - top[:, None]).sum(axis=1))
+    return out
+
+
+def _log_at(rate: float, noise: float, orders: FloatArray) -> FloatArray:
     """Log of E_mu0[(mu / mu0)^a] at any a > 1, by the trapezoid rule, whose error falls exponentially here.
 
     With u = mu / mu0 - 1, whose mean under mu0 is 0, the moment less 1 is the mean of (1 + u)^a - 1 - a u >= 0.
     """
+    out = np.empty(len(orders))
     cell = noise / max(16.0, min(2 / noise, 200.0))
     # The mass stands around 0 and around a; ten deviations leave out 1e-23 of either.
-    centres = (0.0, order) if order > 20 * noise else (order / 2,)
-    half = 10 * noise + (0.0 if len(centres) > 1 else order / 2)
-    offsets = np.arange(-half, half, cell)
-    z = np.concatenate([centre + offsets for centre in centres])
+    apart = orders > 20 * noise
+    for places in np.flatnonzero(apart), np.flatnonzero(~apart):
+        for few in np.array_split(places, -(-len(places) // 16)) if len(places) else ():
+            a = orders[few, None]
+            two = bool(apart[few[0]])
+            half = 10 * noise + (0.0 if two else float(a.max()) / 2)
+            offsets = np.arange(-half, half, cell)
+            z = np.hstack([offsets + np.zeros_like(a), offsets + a]) if two else offsets + a / 2
+            out[few] = _log_mean(rate, noise, a, z) + math.log(cell / noise)
+    return np.logaddexp(0, out - math.log(2 * math.pi) / 2)
+
+
+def _log_mean(rate: float, noise: float, a: FloatArray, z: FloatArray) -> FloatArray:
+    """Log of the sum over z of exp(-z^2 / 2 s^2) ((1 + u)^a - 1 - a u): (orders,) for a (orders, 1), z (orders, n)."""
     w = (2 * z - 1) / (2 * noise * noise)
     u = rate * np.expm1(np.minimum(w, 60.0))
-    near = np.log(np.maximum(np.expm1(order * np.log1p(u)) - order * u, 1e-300))
-    power = order * np.logaddexp(math.log1p(-rate), math.log(rate) + w)
+    near = np.log(np.maximum(np.expm1(a * np.log1p(u)) - a * u, 1e-300))
+    power = a * np.logaddexp(math.log1p(-rate), math.log(rate) + w)
     with np.errstate(invalid="ignore"):  # where near holds
-        far = power + np.log1p(-np.exp(np.logaddexp(0, math.log(order * rate) + w) - power))
+        far = power + np.log1p(-np.exp(np.logaddexp(0, np.log(a * rate) + w) - power))
     logs = np.where(w < 60, near, far) - z * z / (2 * noise * noise)
-    return float(
-        np.logaddexp(0, logsumexp(logs) + math.log(cell / noise) - math.log(2 * math.pi) / 2)
-    )
+    return _log_sum(logs)
 
 
 @lru_cache(maxsize=4096)
@@ -154,12 +175,12 @@ def _log_moments(rate: float, noise: float, orders: tuple[float, ...]) -> FloatA
         a = np.array(orders)
         exact: FloatArray = a * (a - 1) / (2 * noise * noise)
         return exact
-    out = np.empty(len(orders))
-    whole = [place for place, order in enumerate(orders) if float(order).is_integer()]
-    if whole:
-        out[whole] = _log_at_integers(rate, noise, [orders[place] for place in whole])
-    for place in set(range(len(orders))) - set(whole):
-        out[place] = _log_at(rate, noise, orders[place])
+    out, whole = np.empty(len(orders)), np.array([float(order).is_integer() for order in orders])
+    if whole.any():
+        integers = tuple(order for order in orders if float(order).is_integer())
+        out[whole] = _log_at_integers(rate, noise, integers)
+    if not whole.all():
+        out[~whole] = _log_at(rate, noise, np.array(orders)[~whole])
     return out
 
 

@@ -34,7 +34,7 @@ Floats = npt.NDArray[np.float64]
 Words = npt.NDArray[np.uint32]
 
 
-class _Layers(NamedTuple):
+class Layers(NamedTuple):
     """The layers.
 
     Args:
@@ -51,13 +51,14 @@ class _Layers(NamedTuple):
 
 
 @cache
-def _layers() -> _Layers:
+def cover() -> Layers:
+    """The layers, made once."""
     ends = np.zeros(_LAYERS + 1)
     ends[:2] = _AREA / np.exp(-(_END**2) / 2), _END
     for i in range(1, _LAYERS - 1):
         ends[i + 1] = np.sqrt(-2 * np.log(_AREA / ends[i] + np.exp(-(ends[i] ** 2) / 2)))
     scale = 2.0**_FRACTION
-    return _Layers(
+    return Layers(
         ends=ends,
         heights=np.exp(-(ends**2) / 2),
         widths=(ends[:-1] / scale).astype(np.float32),
@@ -89,7 +90,7 @@ def normal(coins: Coins, count: int) -> npt.NDArray[np.float32]:
 
 def _attempt(coins: Coins, words: Words, out: npt.NDArray[np.float32]) -> Words:
     """Fills ``out`` with the words' numbers; the places of those that are rejected, or in the tail."""
-    layers, loaded = _layers(), native()
+    layers, loaded = cover(), native()
     if loaded is None:
         index, fraction = words & (_LAYERS - 1), words >> (32 - _FRACTION)
         np.multiply(fraction.astype(np.float32), layers.widths[index], out=out)

@@ -8,12 +8,13 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.parties.tampered import Tampering
 
 from tacit.core.coins import Coins
 from tacit.core.cost import CostMeter
@@ -102,44 +103,24 @@ def test_formulas_are_read_as_they_are_written() -> None:
 # --- running an operation
 
 
-@dataclass
-class Counting:
-    """A channel that also adds up what is sent: the arrays' bytes, and what the codec adds to them."""
+class Counting(Tampering):
+    """A channel that also adds up what the codec adds to the arrays that are sent, by phase and layer."""
 
-    channel: Channel
-    framing: dict[tuple[str, str], int] = field(default_factory=dict)
-    label: tuple[str, str] = ("", "")
+    def __init__(self, channel: Channel, framing: dict[tuple[str, str], int]) -> None:
+        super().__init__(channel, self._counted)
+        self.framing, self.label = framing, ("", "")
 
-    @property
-    def peer(self) -> Role:
-        """Who is at the other end."""
-        return self.channel.peer
-
-    def send(self, tag: str, *arrays: Array) -> None:
-        """Send, and note."""
+    def _counted(self, tag: str, arrays: list[Array]) -> tuple[str, list[Array]]:
         zeros = [np.zeros(array.shape, array.dtype) for array in arrays]
         more = len(encode(Message(tag, arrays=zeros))) - sum(array.nbytes for array in arrays)
         self.framing[self.label] = self.framing.get(self.label, 0) + more
-        self.channel.send(tag, *arrays)
-
-    def recv(self, tag: str) -> tuple[Array, ...]:
-        """Receive."""
-        return self.channel.recv(tag)
-
-    def exchange(self, tag: str, *arrays: Array) -> tuple[Array, ...]:
-        """Send and receive."""
-        self.send(tag, *arrays)
-        return self.recv(tag)
-
-    def count_round(self) -> None:
-        """Book a round."""
-        self.channel.count_round()
+        return tag, arrays
 
     @contextmanager
     def during(self, phase: str | None = None, layer: str | None = None) -> Iterator[None]:
         """Book under that phase and layer."""
         before, self.label = self.label, (phase or self.label[0], layer or self.label[1])
-        with self.channel.during(phase, layer):
+        with super().during(phase, layer):
             yield
         self.label = before
 
