@@ -13,6 +13,8 @@ from tacit.nn.networks import (
     lenet,
     mlp,
     softmax_regression,
+    tempered_cnn,
+    wide_cnn,
 )
 from tacit.nn.spec import ModelSpec
 
@@ -144,6 +146,29 @@ def test_lenet_is_the_published_one(generator):
     assert lenet((1, 28, 28), 10, generator=generator)[-1].in_features == 588
 
 
+def test_networks_of_private_training_are_the_published_ones(generator):
+    model = wide_cnn((3, 24, 24), 10, generator=generator)
+    assert [tuple(p.shape) for p in model.parameters() if p.ndim > 1] == [
+        (64, 3, 5, 5),
+        (64, 64, 5, 5),
+        (384, 64 * 6 * 6),
+        (384, 384),
+        (10, 384),
+    ]
+    assert sum(isinstance(layer, nn.MaxPool2d) for layer in model) == 2
+    assert sum(p.numel() for p in model.parameters()) == 1_144_138
+    assert model(torch.zeros(2, 3, 24, 24)).shape == (2, 10)
+    small = tempered_cnn((1, 28, 28), 10, generator=generator)
+    assert [tuple(p.shape) for p in small.parameters() if p.ndim > 1] == [
+        (16, 1, 8, 8),
+        (32, 16, 4, 4),
+        (32, 32 * 4 * 4),
+        (10, 32),
+    ]
+    assert sum(p.numel() for p in small.parameters()) == 26_010
+    assert small(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
 def test_mlp_uses_the_activation_and_widths_given(generator):
     model = mlp((2, 3), (5, 4), 3, nn.Tanh, generator=generator)
     assert [type(layer) for layer in model] == [
@@ -170,6 +195,8 @@ def test_mlp_uses_the_activation_and_widths_given(generator):
         (lambda g: mlp((4,), (3,), 2, nn.Softmax, generator=g), "activation.*Tanh"),
         (lambda g: lenet((28, 28), 10, generator=g), r"\(channels, height, width\).*\(28, 28\)"),
         (lambda g: cnn((1, 3, 8), 10, generator=g), "4x4.*3x8"),
+        (lambda g: wide_cnn((1, 3, 8), 10, generator=g), "4x4.*3x8"),
+        (lambda g: tempered_cnn((1, 19, 28), 10, generator=g), "20x20.*19x28"),
         (lambda g: conv3((1, 8, 8), 10, 0, generator=g), "width"),
     ],
 )
