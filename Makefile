@@ -32,9 +32,11 @@ FLOWER  = .peers/flower
 SPU     = .peers/spu
 CRYPTEN = .peers/crypten
 OPACUS  = .peers/opacus
+ART     = .peers/art
 
 .PHONY: peers
-peers: $(FLOWER)/.installed-1.41.0 $(SPU)/.installed-0.9.5 $(CRYPTEN)/.installed-0.4.1 $(OPACUS)/.installed-1.6.0
+peers: $(FLOWER)/.installed-1.41.0 $(SPU)/.installed-0.9.5 $(CRYPTEN)/.installed-0.4.1 $(OPACUS)/.installed-1.6.0 \
+	$(ART)/.installed-1.20.1
 
 $(FLOWER)/.installed-1.41.0:
 	$(PYTHON) -m venv $(FLOWER)
@@ -64,6 +66,14 @@ $(OPACUS)/.installed-1.6.0:
 	$(OPACUS)/bin/pip install --quiet --disable-pip-version-check \
 		torch==2.13.0 numpy==2.4.6 scipy==1.17.1 opt_einsum==3.4.0
 	$(OPACUS)/bin/pip install --quiet --disable-pip-version-check --no-deps opacus==1.6.0
+	@touch $@
+
+# art 1.20.1 imports packaging and does not ask for it.
+$(ART)/.installed-1.20.1:
+	$(PYTHON) -m venv $(ART)
+	$(ART)/bin/pip install --quiet --disable-pip-version-check \
+		adversarial-robustness-toolbox==1.20.1 torch==2.13.0 numpy==2.4.6 scipy==1.17.1 scikit-learn==1.9.1 \
+		six==1.17.0 tqdm==4.70.1 packaging==26.3
 	@touch $@
 
 # tacit on Flower, in an environment of its own. flwr 1.41.0 takes no packaging from 26 on, which nothing else minds.

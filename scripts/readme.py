@@ -312,6 +312,47 @@ SAMPLES = {
 }
 
 
+def private() -> str:
+    """The trainings of results/reproduce-4.json, its audits, and its noise."""
+    result = _result("reproduce-4")
+    figures = {f["name"]: f for f in result["figures"]}
+    rows = []
+    for name, found in figures.items():
+        recipe, _, last = name.rpartition("/")
+        if last != "accuracy":
+            continue
+        low, high = found["interval"]
+        paper = f" ({found['paper']:.0%})" if found["paper"] is not None else ""
+        spent = [figures[f"{recipe}/epsilon/{of}"]["here"] for of in ("moments", "rdp", "pld")]
+        said = found["settings"]
+        rows.append(
+            [
+                f"`{recipe}`", f"{found['here']:.2%}{paper}", f"{low:.2%} to {high:.2%}", str(len(said["seeds"])),
+                *(f"{epsilon:.3g}" for epsilon in spent),
+            ]
+        )  # fmt: skip
+    honest = figures["audit/honest_below_claim"]
+    audits = honest["settings"]["audits"]
+    caught = [
+        f"{name.rpartition('/')[2].replace('-', ' ')} {f['settings']['count']} of {f['settings']['audits']}"
+        for name, f in figures.items()
+        if name.startswith("audit/caught/")
+    ]
+    told = {kind: figures[f"noise/{kind}/advantage"] for kind in ("discrete", "float")}
+    return "\n\n".join(
+        [
+            _table(["recipe", "accuracy", "95 % interval", "seeds", "ε, moments", "ε, RDP", "ε, PLD"], rows),
+            f"Audits: {honest['settings']['count']} of {audits} honest trainings stay at or below their claim; "
+            f"mistakes that are caught: {', '.join(caught)}. The discrete noise: chi-square p = "
+            f"{figures['noise/chi_square_p']['here']:.2g} on {figures['noise/chi_square_p']['n']:,} draws, "
+            f"{figures['noise/draws_a_second']['here'] / 1e6:.0f} million draws a second; an attack on the last bits gains "
+            f"{told['discrete']['here']:.2f} ({told['discrete']['interval'][0]:.2f} to {told['discrete']['interval'][1]:.2f}) "
+            f"there, and {told['float']['here']:.2f} on noise in floats.",
+            _measured_on(result),
+        ]
+    )  # fmt: skip
+
+
 def curve() -> str:
     """Accuracy against the budget of one value, from results/reproduce-3.json, as a picture."""
     figures = {f["name"]: f for f in _result("reproduce-3")["figures"]}
@@ -389,7 +430,7 @@ PICTURES: dict[str, Callable[[], str]] = {"docs/images/plot-selective-svt.svg": 
 TABLES: dict[str, Callable[[], str]] = {
     "papers": papers, "matrix": matrix, "leakage": leakage, "selective": selective,
     "secure": secure, "secure-brief": secure_brief, "secagg": secagg, "transport": transport,
-    "two-server": two_server,
+    "two-server": two_server, "private": private,
     "bench-dp-sgd": lambda: two_parties("bench-dp-sgd"),
     "bench-two-party": lambda: two_parties("bench-two-party"),
     "bench-two-server": lambda: two_parties("bench-two-server"),
@@ -398,7 +439,7 @@ _ELSEWHERE = "secure", "bench-dp-sgd", "bench-two-party", "bench-two-server"
 PAGES = {
     "README.md": tuple(name for name in TABLES if name not in _ELSEWHERE),
     "docs/papers/03-selective-sgd.md": ("selective",),
-    "docs/papers/04-dp-sgd.md": ("bench-dp-sgd",),
+    "docs/papers/04-dp-sgd.md": ("private", "bench-dp-sgd"),
     "docs/papers/06-secure-aggregation.md": ("secure", "secagg"),
     "docs/federation.md": ("transport",),
     "docs/two-party.md": ("bench-two-party",),

@@ -109,9 +109,8 @@ PAPERS: tuple[Paper, ...] = (
         technique="clip each record's gradient, add noise, account",
         training="any",
         module="training/dp_sgd.py",
-        status="part",
-        note="It trains, and accounts for it; its figures on MNIST are not measured yet. The survey lists it as "
-        "collaborative; it is a way to run SGD anywhere.",
+        status="done",
+        note="The survey lists it as collaborative; it is a way to run SGD anywhere.",
     ),
     Paper(
         number=5,

@@ -14,6 +14,7 @@ import numpy as np
 
 from tacit.audit.bench_dp_sgd import dp_sgd
 from tacit.audit.bench_secagg import secagg
+from tacit.audit.bench_shadows import shadows
 from tacit.audit.bench_transport import Echo, between_processes
 from tacit.audit.bench_two_party import two_party
 from tacit.audit.bench_two_server import two_server
@@ -119,6 +120,7 @@ BENCHES: Mapping[str, Callable[..., list[dict[str, Any]]]] = {
     "transport": transport,
     "secagg": secagg,
     "dp-sgd": dp_sgd,
+    "shadows": shadows,
     "two-party": two_party,
     "two-server": two_server,
 }

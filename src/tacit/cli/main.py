@@ -330,14 +330,14 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="What to measure: transport, secagg, dp-sgd, two-party, or two-server."
+            help="What to measure: transport, secagg, dp-sgd, shadows, two-party, or two-server."
         ),
     ],
     against: Annotated[
         str,
         typer.Option(
-            help="Peers in the same run, comma-separated: flower in secagg, opacus in dp-sgd, spu and crypten in two-party "
-            "and two-server."
+            help="Peers in the same run, comma-separated: flower in secagg, opacus in dp-sgd, art in shadows, spu and "
+            "crypten in two-party and two-server."
         ),
     ] = "",
     quick: Quick = False,
