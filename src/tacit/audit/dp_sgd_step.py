@@ -22,7 +22,7 @@ from tacit.training.dp_sgd import DPSGD
 
 WORDS, TOKENS, CLASSES = 1000, 128, 10
 LOTS = 50
-"""Records are so many expected lots."""
+"""Records are so many expected lots, or one for each step that is taken, if these are fewer."""
 
 
 class Block(nn.Module):
@@ -127,7 +127,8 @@ def steps(case: str, batch: int, kind: GaussianKind, count: int) -> tuple[list[f
         count: how many steps of each.
     """
     keep_freed_memory()
-    inputs, labels = records(case, LOTS * batch)
+    lots = min(LOTS, count)
+    inputs, labels = records(case, lots * batch)
     plain = Plain(inputs, labels, batch, network(case))
     private: list[float] = []
     beside: list[float] = []
@@ -141,7 +142,7 @@ def steps(case: str, batch: int, kind: GaussianKind, count: int) -> tuple[list[f
         mark = time.process_time()
 
     scheme = DPSGD(
-        epochs=-(-count // LOTS), lot_size=batch, clip=4.0, noise_multiplier=4.0, learning_rate=0.05, noise=kind
+        epochs=-(-count // lots), lot_size=batch, clip=4.0, noise_multiplier=4.0, learning_rate=0.05, noise=kind
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # these records are nobody's
@@ -150,10 +151,10 @@ def steps(case: str, batch: int, kind: GaussianKind, count: int) -> tuple[list[f
     return private[1:], beside[1:]  # the first has the checks before it
 
 
-def peak(case: str, batch: int, mode: str, count: int = 50) -> int:
+def peak(case: str, batch: int, mode: str, count: int = 20) -> int:
     """The largest memory of this process after some steps of a mode, bytes."""
     if mode == "plain":
-        plain = Plain(*records(case, LOTS * batch), batch, network(case))
+        plain = Plain(*records(case, count * batch), batch, network(case))
         for _ in range(count):
             plain.step()
     else:
@@ -162,7 +163,7 @@ def peak(case: str, batch: int, mode: str, count: int = 50) -> int:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            scheme.fit(network(case), *records(case, LOTS * batch), coins=Coins())
+            scheme.fit(network(case), *records(case, count * batch), coins=Coins())
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
