@@ -17,6 +17,7 @@ import resource
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import opacus
 import torch
@@ -113,6 +114,15 @@ class Stepper:
         return time.process_time() - begun
 
 
+def peak_memory() -> int:
+    """The most memory that this process held at once, bytes; getrusage's begins with that of who started it."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def main() -> None:
     """Answer requests."""
     if sys.argv[1:2] == ["--memory"]:
@@ -120,7 +130,7 @@ def main() -> None:
         stepper = Stepper(case, count, mode)
         for _ in range(5):
             stepper.step()
-        print(json.dumps({"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+        print(json.dumps({"peak_bytes": peak_memory()}))
         return
     print(json.dumps({"peer": f"opacus {opacus.__version__}", "protocol": "ghost"}), flush=True)
     known: dict[tuple[str, int], dict[str, Stepper]] = {}

@@ -7,7 +7,6 @@ largest memory that its process had.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 import warnings
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from tacit.core.coins import Coins
 from tacit.core.memory import keep_freed_memory
 from tacit.dp.noise import GaussianKind
+from tacit.parties.links.forked import peak_memory
 from tacit.training.dp_sgd import DPSGD
 
 WORDS, TOKENS, CLASSES = 1000, 128, 10
@@ -164,7 +164,7 @@ def peak(case: str, batch: int, mode: str, count: int = 20) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             scheme.fit(network(case), *records(case, count * batch), coins=Coins())
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_memory()
 
 
 if __name__ == "__main__":
