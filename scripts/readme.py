@@ -339,6 +339,7 @@ def private() -> str:
         if name.startswith("audit/caught/")
     ]
     told = {kind: figures[f"noise/{kind}/advantage"] for kind in ("discrete", "float")}
+    between = " to ".join(f"{end:.2f}" for end in told["discrete"]["interval"])
     return "\n\n".join(
         [
             _table(["recipe", "accuracy", "95 % interval", "seeds", "ε, moments", "ε, RDP", "ε, PLD"], rows),
@@ -346,8 +347,7 @@ def private() -> str:
             f"mistakes that are caught: {', '.join(caught)}. The discrete noise: chi-square p = "
             f"{figures['noise/chi_square_p']['here']:.2g} on {figures['noise/chi_square_p']['n']:,} draws, "
             f"{figures['noise/draws_a_second']['here'] / 1e6:.0f} million draws a second; an attack on the last bits gains "
-            f"{told['discrete']['here']:.2f} ({told['discrete']['interval'][0]:.2f} to {told['discrete']['interval'][1]:.2f}) "
-            f"there, and {told['float']['here']:.2f} on noise in floats.",
+            f"{told['discrete']['here']:.2f} ({between}) there, and {told['float']['here']:.2f} on noise in floats.",
             _measured_on(result),
         ]
     )  # fmt: skip

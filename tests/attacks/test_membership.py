@@ -13,10 +13,14 @@ from tacit.attacks.membership import (
     ShadowModels,
     class_batches,
     shadow_records,
+    trained_shadows,
     true_label_scores,
 )
+from tacit.attacks.shadow_data import NoisyRecords, SynthesisedRecords
+from tacit.attacks.shadows import References
 from tacit.audit.statistics import auc, auc_interval
 from tacit.core.errors import BudgetExhausted, ConfigError
+from tacit.nn.policies import EVERYTHING, Policy
 
 ATTACKS = [LabelGap(), LossThreshold(), ShadowModels(shadows=4)]
 
@@ -160,8 +164,10 @@ def test_shadow_models_see_the_population_and_nothing_else(world):
         return nn.Linear(64, 10)
 
     knowledge = Knowledge(population=world["population"], train_fn=watched, classes=10)
-    vectors, _, inside = shadow_records(knowledge, 3, seeded(4))
+    references = trained_shadows(knowledge, world["population"], 3, seeded(4))
+    vectors, classes, inside = shadow_records(references, EVERYTHING, torch.device("cpu"))
     assert vectors.shape == (3 * 600, 10) and inside.sum() == 3 * 300
+    assert torch.equal(classes, labels.repeat(3))
     assert len({x.sum().item() for x, _ in told}) == 3  # other halves each time
     rows = {tuple(row.tolist()): int(label) for row, label in zip(inputs, labels, strict=True)}
     for x, y in told:
@@ -222,6 +228,55 @@ def test_the_same_generator_gives_the_same_scores(target, knowledge, world):
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
 
 
+def test_shadow_models_answer_under_the_targets_policy(target, knowledge, world):
+    """The networks see the same kind of vectors from the shadow models as from the target."""
+    generator = seeded(10)
+    logits = torch.randn(2, 1, 6, 10, generator=generator)
+    inside = torch.rand(2, 6, generator=generator) < 0.5
+    references = References(
+        inside=inside.numpy(), logits=logits.numpy(), labels=torch.arange(6).numpy()
+    )
+    vectors, classes, members = shadow_records(references, Policy(top_k=2), torch.device("cpu"))
+    assert vectors.shape == (12, 10) and bool(((vectors > 0).sum(1) == 2).all())
+    every = torch.softmax(logits[:, 0].flatten(0, 1), 1)
+    torch.testing.assert_close(vectors[vectors > 0], every[vectors > 0])
+    assert classes.tolist() == [*range(6), *range(6)]
+    assert torch.equal(members, inside.flatten())
+
+    attack, told = ShadowModels(shadows=2), {}
+    trained = trained_shadows(knowledge, world["population"], 2, seeded(2))
+    for policy in (EVERYTHING, Policy(labels_only=True)):
+        networks = attack.taught(trained, seeded(2), policy)
+        access = Scores(target, policy=policy)
+        inside, outside = (
+            attack.judged(networks, access, *world[side]) for side in ("members", "nonmembers")
+        )
+        told[policy.name] = auc(inside, outside)
+    # Of a label, whether it is right: what the gap in accuracy gives, and no more.
+    gap = auc(*scored(LabelGap(), target, knowledge, world))
+    assert told["none"] > told["labels"] + 0.02
+    assert abs(told["labels"] - gap) < 0.05
+    with pytest.raises(ConfigError, match="at most 10 classes"):
+        attack.taught(references, generator, Policy(top_k=11))
+
+
+def test_shadow_data_come_from_the_source_that_is_given(target, world):
+    seen = []
+
+    def watched(x, y, generator):
+        seen.append(x)
+        return nn.Linear(64, 10)
+
+    inputs, labels = world["population"]
+    binary = ((inputs > 0.5).float(), labels)
+    knowledge = Knowledge(population=binary, train_fn=watched, classes=10)
+    ShadowModels(shadows=2, steps=1, data=NoisyRecords(share=0.25)).learn(knowledge, seeded(11))
+    moved = torch.cdist(torch.cat(seen), binary[0], p=1).min(1).values
+    assert len(moved) == 600 and bool((moved > 0).all())
+    with pytest.raises(ConfigError, match="give access to its scores"):
+        ShadowModels(data=SynthesisedRecords(per_class=1)).learn(knowledge, seeded(11))
+
+
 def test_what_is_missing_or_wrong_is_said(target, world, knowledge):
     inputs, labels = world["members"]
     attack = ShadowModels(shadows=1, steps=1)
@@ -229,9 +284,11 @@ def test_what_is_missing_or_wrong_is_said(target, world, knowledge):
     def told(knowledge, labels=labels):
         return attack.score(Scores(target), knowledge, inputs, labels, seeded(9))
 
-    with pytest.raises(ConfigError, match="population, train_fn, classes"):
+    with pytest.raises(ConfigError, match="train_fn, classes"):
         told(Knowledge())
-    with pytest.raises(ConfigError, match="at least 4 records"):
+    with pytest.raises(ConfigError, match="real shadow data needs to know population"):
+        told(Knowledge(train_fn=train, classes=10))
+    with pytest.raises(ConfigError, match="at least 4 shadow records"):
         few = tuple(part[:3] for part in world["population"])
         told(Knowledge(population=few, train_fn=train, classes=10))
     with pytest.raises(ConfigError, match="labels 0 to 9 expected"):

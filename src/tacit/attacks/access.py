@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tacit.core.errors import BudgetExhausted, ConfigError
+from tacit.nn.policies import EVERYTHING, Policy
 from tacit.parties.views import Observation
 
 FloatArray = npt.NDArray[np.floating]
@@ -75,24 +76,26 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Black-box access to the class probabilities of any record.
+    """Black-box access to the class probabilities of any record, or to what a policy leaves of them.
 
     Args:
         model: gives one logit a class, (n, classes). The adversary never touches it but through `scores`.
         counter: counts queries.
+        policy: what is done to each answer; the adversary knows it.
     """
 
     model: nn.Module = field(repr=False)
     counter: QueryCounter = field(default_factory=QueryCounter)
+    policy: Policy = EVERYTHING
 
     def scores(self, inputs: Tensor) -> Tensor:
-        """Class probabilities, (n, classes) float64, rows sum to one.
+        """Class probabilities, (n, classes) float64; rows sum to one unless the policy takes from them.
 
         Raises:
             BudgetExhausted: the query budget is spent.
         """
         self.counter.charge(len(inputs))
-        return torch.softmax(_in_batches(self.model, inputs).double(), 1)
+        return self.policy.answers(_in_batches(self.model, inputs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,46 +1,44 @@
 """Membership inference: was this record among those that the model was trained on?
 
-A model is surer of the records it has seen. The adversary sends a record whose true label it knows,
-looks at the answer, and gives a score: the higher, the more the record looks like a member. Three
-attacks, from the least access to the most work:
+A model is surer of the records it has seen. The adversary sends a record whose true label it knows, looks at the answer, and
+gives a score: the higher, the more the record looks like a member. Three attacks, from the least access to the most work:
 
-- `LabelGap` sees predicted labels only, and says "member" where the prediction is right (Yeom et
-al., the
-  baseline that follows from the gap between training and test accuracy alone);
+- `LabelGap` sees predicted labels only, and says "member" where the prediction is right (Yeom et al., the baseline that
+  follows from the gap between training and test accuracy alone);
 - `LossThreshold` sees the class probabilities, and ranks records by the loss (Yeom et al.);
-- `ShadowModels` trains models like the target on data like the target's, of which it knows who was
-in and who
-  was out, and from these learns what "in" looks like: one attack network per class (Shokri et al.).
+- `ShadowModels` trains models like the target on data like the target's, of which it knows who was in and who was out, and
+  from these learns what "in" looks like: one attack network per class (Shokri et al.).
 
-What is kept secret from whom: nothing here protects. The target's training data reach an attack in
-one way only, as the records whose membership it is asked about.
+What is kept secret from whom: nothing here protects, unless the access has an output policy (`tacit.nn.policies`). The
+target's training data reach an attack in one way only, as the records whose membership it is asked about.
 
-What we changed in Shokri et al.: shadow data are real records of the population (section V-C's
-synthesised ones are not made here), halves drawn at random for each shadow model, so that they
-overlap between shadow models as in the paper; the attack networks' softmax over {in, out} is
-written as one logit, the same function; batches hold as many members as non-members; the networks
-of all classes are trained at once as one stack of weights, which gives each the result of training
-alone.
+What we changed in Shokri et al.: shadow models come in pairs, a random half of the shadow data and the other half, so that
+halves overlap between pairs as in the paper; they are trained together (`tacit.attacks.shadows`); the attack networks'
+softmax over {in, out} is written as one logit, the same function; batches hold as many members as non-members; the networks
+of all classes are trained at once as one stack of weights, which gives each the result of training alone.
 
 Source:
-    [14] R. Shokri, M. Stronati, C. Song, V. Shmatikov. Membership Inference Attacks against Machine
-    Learning Models. IEEE S&P 2017, sections V and VI. S. Yeom, I. Giacomelli, M. Fredrikson, S.
-    Jha. Privacy Risk in Machine Learning: Analyzing the Connection to Overfitting. IEEE CSF 2018,
-    adversaries 1 (label gap) and 2 (loss threshold).
+    [14] R. Shokri, M. Stronati, C. Song, V. Shmatikov. Membership Inference Attacks against Machine Learning Models. IEEE
+    S&P 2017, sections V and VI; VIII for the policies. S. Yeom, I. Giacomelli, M. Fredrikson, S. Jha. Privacy Risk in
+    Machine Learning: Analyzing the Connection to Overfitting. IEEE CSF 2018, adversaries 1 (label gap) and 2 (loss
+    threshold).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tacit.attacks.access import Knowledge, Labels, Scores
+from tacit.attacks.shadow_data import RealRecords, ShadowData
+from tacit.attacks.shadows import References, ShadowEnsemble, halves
 from tacit.core.errors import ConfigError
+from tacit.nn.policies import EVERYTHING, Policy
 
 Batch = tuple[Tensor, Tensor]
 
@@ -153,8 +151,11 @@ class LossThreshold:
 class ShadowModels:
     """Shokri et al.'s attack: learn from shadow models what the answers for members look like.
 
+    If the target answers under an output policy, so do the shadow models: the adversary knows it.
+
     Args:
-        shadows: shadow models, each trained on a random half of the population.
+        shadows: shadow models, each trained on a random half of the shadow data.
+        data: where the shadow data come from.
         hidden: ReLU units of each attack network.
         steps: optimiser steps of the attack networks.
         batch_size: records of each class in a step, half of them members of the shadow model; even.
@@ -163,9 +164,9 @@ class ShadowModels:
     Raises:
         ConfigError: a setting is out of range.
 
-    Cost: `shadows` trainings, and one query to the target for each record that is asked about.
+    Cost: `shadows` trainings, one query to the target for each record that is asked about, and what `data` costs.
 
-    Source: [14] sections V-C to V-E; 64 hidden ReLU units from section VI-D.
+    Source: [14] sections V-C to V-E; 64 hidden ReLU units from section VI-D (recalled).
     """
 
     name: ClassVar[str] = "membership-shadows"
@@ -173,6 +174,7 @@ class ShadowModels:
     threshold: ClassVar[float | None] = 0.0
 
     shadows: int = 8
+    data: ShadowData = field(default_factory=RealRecords)
     hidden: int = 64
     steps: int = 500
     batch_size: int = 64
@@ -186,8 +188,7 @@ class ShadowModels:
             )
         if self.batch_size < 2 or self.batch_size % 2:
             raise ConfigError(
-                f"an even batch size of at least 2 expected, {self.batch_size} came: "
-                "half of a batch are members"
+                f"an even batch size of at least 2 expected, {self.batch_size} came: half of a batch are members"
             )
         if not self.learning_rate > 0:
             raise ConfigError(f"a learning rate above 0 expected, {self.learning_rate} came")
@@ -203,33 +204,60 @@ class ShadowModels:
         """Score records by the log-odds of "in" that the attack network of their class gives.
 
         Args:
-            access: the target; one query a record.
-            knowledge: `population` (real records, none of them asked about here), `train_fn` and
-                `classes` are needed.
+            access: the target; one query a record, and those that the shadow data take.
+            knowledge: `train_fn`, `classes` and what the shadow data need: as a rule a `population` of real records, none
+                of them asked about here.
             inputs: (n, *input shape).
             labels: (n,) int64, the true classes.
-            generator: draws the halves, the shadow models' training and the attack networks; the
-                networks are trained on its device.
+            generator: draws the shadow data, the halves, the shadow models' training and the attack networks; the networks
+                are trained on its device.
 
         Returns:
             (n,) float64; above 0 means "member".
 
         Raises:
-            ConfigError: something needed is unknown, the population has fewer than 4 records, or
-                labels and inputs do not match.
+            ConfigError: something needed is unknown, there are fewer than 4 shadow records, or labels and inputs do not
+                match.
             BudgetExhausted: the query budget is spent.
         """
         _check_records(inputs, labels)
-        return self.judged(self.learn(knowledge, generator), access, inputs, labels)
+        return self.judged(self.learn(knowledge, generator, access), access, inputs, labels)
 
-    def learn(self, knowledge: Knowledge, generator: torch.Generator) -> AttackNetworks:
+    def learn(
+        self, knowledge: Knowledge, generator: torch.Generator, access: Scores | None = None
+    ) -> AttackNetworks:
         """The attack networks, which serve for every target that the same knowledge is held of.
 
+        Args:
+            knowledge: see `score`.
+            generator: see `score`.
+            access: the target, for its policy and for shadow data that are made by asking it; None for a target that gives
+                all probabilities.
+
         Raises:
-            ConfigError: something needed is unknown, or the population has fewer than 4 records.
+            ConfigError: something needed is unknown, or there are fewer than 4 shadow records.
+            BudgetExhausted: the query budget is spent by the shadow data.
         """
-        vectors, classes, inside = shadow_records(knowledge, self.shadows, generator)
-        count = vectors.shape[1]
+        knowledge.need(self.name, ("train_fn", "classes"))
+        shadow_data = self.data.records(access, knowledge, generator)
+        references = trained_shadows(knowledge, shadow_data, self.shadows, generator)
+        return self.taught(references, generator, EVERYTHING if access is None else access.policy)
+
+    def taught(
+        self, references: References, generator: torch.Generator, policy: Policy = EVERYTHING
+    ) -> AttackNetworks:
+        """The attack networks that shadow models teach which are trained already.
+
+        Args:
+            references: what the shadow models say of the shadow data, and who was in; the first query counts.
+            generator: draws the networks, which are trained on its device.
+            policy: the target's.
+
+        Raises:
+            ConfigError: there are fewer classes than the policy gives.
+        """
+        vectors, classes, inside = shadow_records(references, policy, generator.device)
+        count = references.classes
         networks = AttackNetworks.drawn(count, count, self.hidden, generator)
         batches = class_batches(
             vectors, classes, inside, count, self.batch_size, self.steps, generator
@@ -256,52 +284,67 @@ class ShadowModels:
         return networks.log_odds(answers, _classes_of(labels, count).to(networks.inner.device))
 
 
-def shadow_records(
-    knowledge: Knowledge, shadows: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Train shadow models and ask each about its own members and as many others.
+def trained_shadows(
+    knowledge: Knowledge,
+    shadow_data: Batch,
+    shadows: int,
+    generator: torch.Generator,
+) -> References:
+    """Train shadow models and ask each about all shadow data.
 
     Args:
-        knowledge: `population`, `train_fn` and `classes` are needed.
-        shadows: how many models.
-        generator: draws halves and trainings; the results lie on its device.
-
-    Returns:
-        Probability vectors (r, classes) float64, true classes (r,) int64, and whether the record
-        was among the model's training data (r,) bool; r = shadows * 2 * (population // 2).
+        knowledge: `train_fn` and `classes` are needed; a `tacit.nn.stacked.Trainer` trains all models at once.
+        shadow_data: inputs (n, *input shape) and labels (n,).
+        shadows: how many models; each pair is a random half of the data and the other half.
+        generator: draws halves and trainings.
 
     Raises:
-        ConfigError: something needed is unknown, the population has fewer than 4 records, a label
-            is not a class, or a shadow model gives another number of classes.
+        ConfigError: something needed is unknown, there are fewer than 4 records, a label is not a class, a shadow model
+            gives another number of classes, or models of different records are the same.
+
+    Warns:
+        TacitWarning: shadow models are no surer of their own records than of others.
     """
-    knowledge.need("membership-shadows", ("population", "train_fn", "classes"))
-    if knowledge.population is None or knowledge.train_fn is None or knowledge.classes is None:
-        raise ConfigError("population, train_fn and classes expected: give them in Knowledge")
-    inputs, labels = knowledge.population
+    knowledge.need("membership-shadows", ("train_fn", "classes"))
+    if knowledge.train_fn is None or knowledge.classes is None:
+        raise ConfigError("train_fn and classes expected: give them in Knowledge")
+    inputs, labels = shadow_data
     _check_records(inputs, labels)
-    half = len(inputs) // 2
-    if half < 2:
+    if len(inputs) < 4:
         raise ConfigError(
-            f"a population of at least 4 records expected, {len(inputs)} came: shadow models need "
-            "records of their own"
+            f"at least 4 shadow records expected, {len(inputs)} came: shadow models need records of their own"
         )
     labels = _classes_of(labels, knowledge.classes)
-    vectors, classes, inside = [], [], []
-    for _ in range(shadows):
-        order = torch.randperm(len(inputs), generator=generator, device=generator.device)
-        order = order[: 2 * half].to(inputs.device)
-        mine = order[:half]
-        shadow = knowledge.train_fn(inputs[mine], labels[mine.to(labels.device)], generator)
-        answers = Scores(shadow).scores(inputs[order])
-        if answers.shape[1] != knowledge.classes:
-            raise ConfigError(
-                f"{knowledge.classes} classes are known, a shadow model answers with "
-                f"{answers.shape[1]}: correct Knowledge.classes or train_fn"
-            )
-        vectors.append(answers.to(generator.device))
-        classes.append(labels[order.to(labels.device)].to(generator.device))
-        inside.append(torch.arange(2 * half, device=generator.device) < half)
-    return torch.cat(vectors), torch.cat(classes), torch.cat(inside)
+    inside = halves(len(inputs), shadows + shadows % 2, generator)[:shadows]
+    ensemble = ShadowEnsemble(train_fn=knowledge.train_fn)
+    references = ensemble.train(inputs, labels, inside, generator)
+    if references.classes != knowledge.classes:
+        raise ConfigError(
+            f"{knowledge.classes} classes are known, a shadow model answers with {references.classes}: "
+            "correct Knowledge.classes or train_fn"
+        )
+    return references
+
+
+def shadow_records(
+    references: References, policy: Policy, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the attack networks learn from: every shadow model's answer for every record of its pool.
+
+    Args:
+        references: K shadow models' logits of n records; the first query counts.
+        policy: applied to each answer.
+        device: where the results lie.
+
+    Returns:
+        Answers (K * n, classes) float32, true classes (K * n,) int64, and whether the record was among the model's training
+        data (K * n,) bool.
+    """
+    vectors = torch.cat(
+        [policy.answers(torch.tensor(own[0], device=device)).float() for own in references.logits]
+    )
+    classes = torch.tensor(references.labels, device=device).repeat(references.models)
+    return vectors, classes, torch.tensor(references.inside, device=device).flatten()
 
 
 def class_batches(

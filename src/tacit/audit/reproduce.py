@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from tacit.audit.figures import Effort
 from tacit.audit.reproduce_dp import reproduce_dp
 from tacit.audit.reproduce_leakage import reproduce_leakage
+from tacit.audit.reproduce_membership import reproduce_membership
 from tacit.audit.reproduce_secure import reproduce_secure
 from tacit.audit.reproduce_selective import reproduce_selective
 from tacit.audit.reproduce_two_server import reproduce_two_server
@@ -21,6 +22,7 @@ REPRODUCTIONS: Mapping[str, Callable[[Effort], dict[str, object]]] = {
     "4": reproduce_dp,
     "5": reproduce_two_server,
     "6": reproduce_secure,
+    "14": reproduce_membership,
     "leakage": reproduce_leakage,
 }
 

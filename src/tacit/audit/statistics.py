@@ -54,6 +54,30 @@ class Estimate:
         return {"value": self.value, "interval": list(self.interval), "n": self.n}
 
 
+def sample(values: Values, name: str) -> FloatArray:
+    """Values as (n,) float64 on the CPU.
+
+    Args:
+        values: numbers; infinities are allowed.
+        name: what they are called in an error.
+
+    Raises:
+        NotEnoughEvidence: there are none.
+        DataError: one is not a number.
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()
+    found = np.asarray(values, dtype=np.float64).reshape(-1)
+    if not len(found):
+        raise NotEnoughEvidence(f"at least one of {name} expected, none came")
+    if np.isnan(found).any():
+        raise DataError(
+            f"numbers expected in {name}, {int(np.isnan(found).sum())} of {len(found)} are NaN: "
+            "the attack or the target diverged"
+        )
+    return found
+
+
 def clopper_pearson(hits: float, n: float, confidence: float = 0.95) -> Interval:
     """Exact interval of a proportion: it covers the truth at least `confidence` of the time.
 
@@ -121,7 +145,7 @@ def median_interval(values: Values, confidence: float = 0.95) -> Interval:
     Source: the sign test inverted (Thompson 1936).
     """
     _check_confidence(confidence)
-    ordered = np.sort(_sample(values, "values"))
+    ordered = np.sort(sample(values, "values"))
     n, alpha = len(ordered), 1 - confidence
     # The largest rank k with P(Binomial(n, 1/2) < k) <= alpha / 2 (one less on equality).
     rank = int(stats.binom.ppf(alpha / 2, n, 0.5))
@@ -205,13 +229,25 @@ def roc(members: Values, nonmembers: Values) -> tuple[FloatArray, FloatArray]:
         DataError: a score is not a number.
     """
     inside, outside = (
-        np.sort(_sample(members, "members")),
-        np.sort(_sample(nonmembers, "nonmembers")),
+        np.sort(sample(members, "members")),
+        np.sort(sample(nonmembers, "nonmembers")),
     )
     thresholds = np.unique(np.concatenate([inside, outside]))[::-1]
     tpr = 1 - np.searchsorted(inside, thresholds, side="left") / len(inside)
     fpr = 1 - np.searchsorted(outside, thresholds, side="left") / len(outside)
     return np.concatenate([[0.0], fpr]), np.concatenate([[0.0], tpr])
+
+
+def negatives_needed(fpr: float) -> int:
+    """How many non-members `tpr_at_fpr` needs: 10 / `fpr`.
+
+    Raises:
+        ConfigError: `fpr` is not in (0, 1].
+    """
+    if not 0 < fpr <= 1:
+        raise ConfigError(f"a false positive rate in (0, 1] expected, {fpr} came")
+    # The tolerance keeps 10 / 0.001 on the right side of its whole number.
+    return math.ceil(NEGATIVES_PER_FALSE_POSITIVE / fpr - 1e-6)
 
 
 def tpr_at_fpr(
@@ -235,17 +271,14 @@ def tpr_at_fpr(
 
     Source: Carlini et al., S&P 2022, section III.
     """
-    if not 0 < fpr <= 1:
-        raise ConfigError(f"a false positive rate in (0, 1] expected, {fpr} came")
-    inside, outside = _sample(members, "members"), _sample(nonmembers, "nonmembers")
-    # The tolerance keeps 10 / 0.001 and 0.29 * 100 on the right side of their whole numbers.
-    needed = math.ceil(NEGATIVES_PER_FALSE_POSITIVE / fpr - 1e-6)
+    needed = negatives_needed(fpr)
+    inside, outside = sample(members, "members"), sample(nonmembers, "nonmembers")
     if len(outside) < needed:
         raise NotEnoughEvidence(
             f"a false positive rate of {fpr:g} needs at least {needed} non-members, {len(outside)} "
             "came: hold more records out, or ask for a higher rate"
         )
-    allowed = math.floor(fpr * len(outside) + 1e-6)
+    allowed = math.floor(fpr * len(outside) + 1e-6)  # 0.29 * 100 is 28.999...
     threshold = -math.inf if allowed >= len(outside) else np.sort(outside)[::-1][allowed]
     found = len(inside) if allowed >= len(outside) else int((inside > threshold).sum())
     interval = clopper_pearson(found, len(inside), confidence)
@@ -273,7 +306,7 @@ def balanced_accuracy(
         ConfigError: `confidence` is out of range.
     """
     _check_confidence(confidence)
-    inside, outside = _sample(members, "members"), _sample(nonmembers, "nonmembers")
+    inside, outside = sample(members, "members"), sample(nonmembers, "nonmembers")
     found, spared = int((inside > threshold).sum()), int((outside <= threshold).sum())
     each = (
         1 + confidence
@@ -384,23 +417,9 @@ def _check_confidence(confidence: float) -> None:
         raise ConfigError(f"a confidence in (0, 1) expected, {confidence} came: 0.95 is usual")
 
 
-def _sample(values: Values, name: str) -> FloatArray:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().double().numpy()
-    sample = np.asarray(values, dtype=np.float64).reshape(-1)
-    if not len(sample):
-        raise NotEnoughEvidence(f"at least one of {name} expected, none came")
-    if np.isnan(sample).any():
-        raise DataError(
-            f"numbers expected in {name}, {int(np.isnan(sample).sum())} of {len(sample)} are NaN: "
-            "the attack or the target diverged"
-        )
-    return sample
-
-
 def _placements(members: Values, nonmembers: Values) -> tuple[FloatArray, FloatArray]:
     """Each member's share of non-members beaten; each non-member's share of members above it."""
-    inside, outside = _sample(members, "members"), _sample(nonmembers, "nonmembers")
+    inside, outside = sample(members, "members"), sample(nonmembers, "nonmembers")
     return _share_below(inside, outside), 1 - _share_below(outside, inside)
 
 
