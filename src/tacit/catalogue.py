@@ -218,8 +218,8 @@ PAPERS: tuple[Paper, ...] = (
         training="—",
         module="attacks/membership.py",
         status="part",
-        note="Works: loss threshold, label gap, shadow models with disjoint real data. Planned: the paper's other shadow "
-        "data, its mitigations, stronger successors.",
+        note="Works: loss threshold, label gap, shadow models with the paper's kinds of shadow data, its output policies, "
+        "and in Python LiRA, RMIA and others. Planned: `tacit audit`, stronger columns of the matrix.",
     ),
     Paper(
         number=15,

@@ -216,6 +216,11 @@ def test_a_sure_record_is_taken_with_the_targets_probability() -> None:
     with pytest.warns(TacitWarning, match=r"missing of class 0 \(\d+\), 1 \(2000\)"):
         inputs, labels = search.records(Scores(Even()), known, seeded(1))
     assert not labels.any() and abs(len(inputs) - 1600) < 6 * (2000 * 0.8 * 0.2) ** 0.5
+    with pytest.warns(
+        TacitWarning, match=r"missing of class 0"
+    ):  # 1 is likely enough, and not the first choice
+        _, labels = replace(search, confidence=0.1).records(Scores(Even()), known, seeded(1))
+    assert not labels.any()
     with pytest.raises(NotEnoughEvidence, match=r"surer of than 0\.85"):
         replace(search, confidence=0.85).records(Scores(Even()), known, seeded(1))
 

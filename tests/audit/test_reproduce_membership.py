@@ -76,12 +76,21 @@ def test_only_a_shared_split_lets_shadow_models_see_what_is_judged(
     assert others <= shadow if split == "shared" else not others & shadow
 
 
-def test_the_attack_tells_members_and_the_label_alone_tells_less(data: DataSet) -> None:
+def test_the_attack_tells_members_and_the_label_alone_tells_less(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught, taught_under = ShadowModels.taught, []
+
+    def watched(self, references, generator, policy):
+        taught_under.append(policy.name)
+        return taught(self, references, generator, policy)
+
+    monkeypatch.setattr(ShadowModels, "taught", watched)
     found = run_case(small(policies=(EVERYTHING, Policy(labels_only=True))), data)
     assert found["training_accuracy"] > 0.95 > 0.8 > found["accuracy"]
     whole, label = (found["policies"][name] for name in ("none", "labels"))
     assert whole["auc_interval"][0] > 0.6 and whole["accuracy"] > 0.6
-    assert label["auc"] < whole["auc"]
+    assert label["auc"] < whole["auc"] and taught_under == ["none", "labels"]
     assert found["shadow_records"] == 300 and found["trained_on"] == 200
     assert json.dumps(found)
 

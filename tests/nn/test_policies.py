@@ -27,9 +27,9 @@ def test_the_top_classes_keep_their_probabilities_and_the_others_get_none() -> N
 
 def test_of_equal_classes_the_lower_one_is_given() -> None:
     assert Policy(top_k=2).answers(torch.zeros(1, 40))[0].nonzero().flatten().tolist() == [0, 1]
-    # two classes that underflow are still told apart
-    kept = Policy(top_k=2).answers(torch.tensor([[-2000.0, -1000.0, 0.0]]))
-    assert kept.tolist() == [[0, 0, 1]]
+    # of those that the temperature made equal, the one with the larger logit
+    kept = Policy(top_k=1, temperature=1e20).answers(torch.tensor([[0.0, 5.0]]))
+    assert kept.tolist() == [[0, 0.5]]
 
 
 def test_rounding_is_to_the_nearest() -> None:

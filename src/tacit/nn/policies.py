@@ -81,7 +81,8 @@ class Policy:
         kept = 1 if self.labels_only else self.top_k
         probabilities = torch.softmax(logits.double() / self.temperature, -1)
         if kept is not None:
-            # A stable sort, for topk leaves open which of equal ones comes first. By logits: probabilities underflow.
+            # A stable sort, for topk leaves open which of equal ones comes first. By logits: a high
+            # temperature rounds different ones to equal probabilities.
             order = logits.argsort(dim=-1, descending=True, stable=True)[..., :kept]
             chosen = probabilities.gather(-1, order)
             if self.labels_only:
