@@ -219,7 +219,7 @@ PAPERS: tuple[Paper, ...] = (
         module="attacks/membership.py",
         status="part",
         note="Works: loss threshold, label gap, shadow models with the paper's kinds of shadow data, its output policies, "
-        "and in Python LiRA, RMIA and others. Planned: `tacit audit`, stronger columns of the matrix.",
+        "and in Python LiRA, RMIA and others. Planned: an audit of your own model, stronger columns of the matrix.",
     ),
     Paper(
         number=15,
