@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, TypeVar
@@ -39,6 +39,7 @@ class Case(Protocol):
 
 
 C = TypeVar("C")
+K = TypeVar("K", bound=Case)
 
 
 def key_of(case: Case) -> str:
@@ -101,6 +102,29 @@ class Kept:
         """Add what a case gave."""
         self.found[case.key] = found
         self._save()
+
+    def finished(
+        self,
+        wanted: Sequence[K],
+        run: Callable[[Sequence[K]], Iterable[tuple[K, Found]]],
+        progress: Callable[[str], None],
+    ) -> Iterator[tuple[K, Found]]:
+        """Run the cases that are not kept yet, and keep and give back each as it is finished.
+
+        Args:
+            wanted: all cases, the longest first.
+            run: for instance `side_by_side` of a function.
+            progress: told how many are done already.
+
+        Raises:
+            OutputError: one cannot be kept.
+        """
+        todo = [case for case in wanted if case.key not in self.found]
+        if len(todo) < len(wanted):
+            progress(f"{len(wanted) - len(todo)} of {len(wanted)} parts are done already")
+        for case, found in run(todo):
+            self.keep(case, found)
+            yield case, found
 
     def _save(self) -> None:
         if self.path is None:

@@ -326,11 +326,7 @@ def reproduce_dp(effort: Effort) -> dict[str, object]:
     for name in dict.fromkeys(name.split("/")[0] for name in _RECIPES):
         _data(name)  # that it is not there must show before hours of training
     kept = _Kept.opened(effort.folder)
-    todo = [case for case in wanted if case.key not in kept.found]
-    if len(todo) < len(wanted):
-        effort.progress(f"{len(wanted) - len(todo)} of {len(wanted)} parts are done already")
-    for case, found in _side_by_side(todo):
-        kept.keep(case, found)
+    for case, found in kept.finished(wanted, _side_by_side, effort.progress):
         effort.progress(f"{case.name}, seed {case.seed} ({found['seconds']:.0f} s)")
     pairs = [(case, kept.found[case.key]) for case in wanted]
     return {

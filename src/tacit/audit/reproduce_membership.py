@@ -356,11 +356,7 @@ def reproduce_membership(effort: Effort) -> dict[str, object]:
     wanted = cases(effort)
     _data()  # that it is not there must show before minutes of training
     kept = _Kept.opened(effort.folder)
-    todo = [case for case in wanted if case.key not in kept.found]
-    if len(todo) < len(wanted):
-        effort.progress(f"{len(wanted) - len(todo)} of {len(wanted)} parts are done already")
-    for case, found in _side_by_side(todo):
-        kept.keep(case, found)
+    for case, found in kept.finished(wanted, _side_by_side, effort.progress):
         effort.progress(f"{case.name}, seed {case.seed} ({found['seconds']:.0f} s)")
     pairs = [(case, kept.found[case.key]) for case in wanted]
     return {

@@ -525,11 +525,7 @@ def reproduce_secure(effort: Effort) -> dict[str, object]:
     _mnist()
     wanted = cases(effort)
     kept = _Kept.opened(effort.folder)
-    todo = [case for case in wanted if case.key not in kept.found]
-    if len(todo) < len(wanted):
-        effort.progress(f"{len(wanted) - len(todo)} of {len(wanted)} parts are done already")
-    for case, found in _side_by_side(todo):
-        kept.keep(case, found)
+    for case, found in kept.finished(wanted, _side_by_side, effort.progress):
         done = sum(case.key in kept.found for case in wanted)
         effort.progress(
             f"{done}/{len(wanted)} {case.name}, seed {case.seed} ({found['seconds']:.0f} s)"
