@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from tacit.audit.dp_checks import chi_square_p, law
 from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError
 from tacit.crypto import kernels
@@ -28,23 +29,6 @@ deviations = st.floats(0.3, 2.0**40) | st.floats(0.3, 300.0) | some
 both = pytest.mark.parametrize("native", ["0", "1"])
 
 
-def pmf(s: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """The integers within 12 deviations and their probabilities, by the definition."""
-    end = math.ceil(12 * s)
-    x = np.arange(-end, end + 1)
-    f = np.exp(-(x.astype(np.float64) ** 2) / (2 * s * s))
-    return x, f / f.sum()
-
-
-def p_value(observed: npt.NDArray[np.int64], p: npt.NDArray[np.float64]) -> float:
-    """Of the chi-square test; cells of fewer than ten expected are put together in order."""
-    expected = p / p.sum() * observed.sum()
-    cell = np.floor(np.cumsum(expected) / 10).astype(np.int64)
-    together = np.bincount(cell, expected) > 5
-    cells = np.maximum(np.cumsum(together)[cell] - 1, 0)
-    return float(stats.chisquare(np.bincount(cells, observed), np.bincount(cells, expected)).pvalue)
-
-
 # --- the law
 
 
@@ -53,12 +37,12 @@ def p_value(observed: npt.NDArray[np.int64], p: npt.NDArray[np.float64]) -> floa
 def test_draws_follow_the_law(s: float, native: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TACIT_NATIVE", native)
     drawn = DiscreteGaussian(s).draw(Coins.from_seed(b"law"), DRAWS)
-    x, p = pmf(s)
+    x, p = law(s)
     observed = np.bincount(drawn - x[0], minlength=len(x))
     assert len(observed) == len(x)
-    assert p_value(observed, p) > FALSE_ALARM
+    assert chi_square_p(observed, p) > FALSE_ALARM
     # the test can tell: a deviation off by one in two hundred is found
-    assert p_value(observed, np.interp(x, *pmf(s * 1.005))) < FALSE_ALARM
+    assert chi_square_p(observed, np.interp(x, *law(s * 1.005))) < FALSE_ALARM
 
 
 @both
@@ -69,19 +53,19 @@ def test_draws_of_many_integers_follow_the_law(
     monkeypatch.setenv("TACIT_NATIVE", native)
     s = 2.0**16
     drawn = DiscreteGaussian(s).draw(Coins.from_seed(b"many"), DRAWS)
-    x, p = pmf(s)
+    x, p = law(s)
     for cells in (lambda v: (v - x[0]) // 777, lambda v: v % 1009, lambda v: v % 1024):
         observed = np.bincount(cells(drawn), minlength=cells(x).max() + 1)
-        assert p_value(observed, np.bincount(cells(x), p)) > FALSE_ALARM
+        assert chi_square_p(observed, np.bincount(cells(x), p)) > FALSE_ALARM
 
 
 @pytest.mark.parametrize("s", [2.0**23, 1.7 * 2.0**24, 2.0**40])
 def test_very_wide_draws_follow_the_normal_law(s: float) -> None:
     drawn = DiscreteGaussian(s).draw(Coins.from_seed(b"wide"), 10**6)
     cells = np.floor(stats.norm.cdf((drawn + 0.5) / s) * 1000).astype(np.int64)
-    assert p_value(np.bincount(cells, minlength=1000), np.full(1000, 1e-3)) > FALSE_ALARM
+    assert chi_square_p(np.bincount(cells, minlength=1000), np.full(1000, 1e-3)) > FALSE_ALARM
     low = np.bincount(drawn % 512, minlength=512)
-    assert p_value(low, np.full(512, 1 / 512)) > FALSE_ALARM
+    assert chi_square_p(low, np.full(512, 1 / 512)) > FALSE_ALARM
 
 
 @pytest.mark.parametrize("s", [0.5, 1.0, 40.0, 2.0**20, 2.0**40])
@@ -89,7 +73,7 @@ def test_moments(s: float) -> None:
     """Mean, variance and fourth moment, and as many above 0 as below, each within five deviations of its estimate."""
     drawn = DiscreteGaussian(s).draw(Coins.from_seed(b"moments"), 10**6) / s
     if s < 2**20:
-        x, p = pmf(s)
+        x, p = law(s)
         second, fourth, eighth = (float(p @ (x / s) ** k) for k in (2, 4, 8))
     else:
         second, fourth, eighth = 1.0, 3.0, 105.0
