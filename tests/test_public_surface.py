@@ -10,7 +10,7 @@ import tacit
 
 
 def test_the_public_names_are_these_and_load() -> None:
-    assert sorted(tacit.__all__) == ["Coins", "__version__", "compare", "train"]
+    assert sorted(tacit.__all__) == ["Coins", "__version__", "audit", "compare", "train"]
     assert callable(tacit.compare) and callable(tacit.Coins)
     with pytest.raises(AttributeError, match="no attribute 'comparee'"):
         _ = tacit.comparee

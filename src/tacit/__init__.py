@@ -9,12 +9,14 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Coins", "__version__", "compare", "train"]
+__all__ = ["Coins", "__version__", "audit", "compare", "train"]
 
 if TYPE_CHECKING:
+    from tacit.audit.membership_audit import audit
     from tacit.catalogue import compare, train
     from tacit.core.coins import Coins
 
@@ -25,6 +27,8 @@ def __getattr__(name: str) -> object:
         from tacit import catalogue  # noqa: PLC0415
 
         return getattr(catalogue, name)
+    if name == "audit":  # the package, which can be called
+        return importlib.import_module("tacit.audit")
     if name == "Coins":
         from tacit.core.coins import Coins  # noqa: PLC0415
 

@@ -1,5 +1,6 @@
 """Tables of membership figures: only what the sample supports, and intervals that cover."""
 
+import itertools
 import math
 
 import numpy as np
@@ -15,9 +16,11 @@ from tacit.audit.membership_statistics import (
     class_slices,
     epsilon_lower_bound,
     figures,
+    held_out_accuracy,
     log_log_roc,
     most_exposed,
     over_targets,
+    tail_p_value,
 )
 from tacit.core.errors import ConfigError, DataError, NotEnoughEvidence
 
@@ -233,3 +236,49 @@ def test_the_thinned_curve_consists_of_points_of_the_curve_down_to_its_lowest_ra
 def test_what_cannot_be_answered_is_refused(error, call):
     with pytest.raises(error):
         call()
+
+
+# --- low false positive rates against chance; a threshold judged on other records
+
+
+def test_the_p_value_of_a_low_rate_is_that_of_all_orders() -> None:
+    # 3 members and 20 non-members, of which the rate allows 10: all 1,771 places of the members, counted.
+    rate, members, nonmembers = 0.5, 3, 20
+    ranks = range(members + nonmembers)  # 0 is the highest score
+    found = []
+    for places in itertools.combinations(ranks, members):
+        others = [rank for rank in ranks if rank not in places]
+        found.append(sum(place < others[int(rate * nonmembers)] for place in places))
+    for hits in range(members + 1):
+        places = list(range(hits)) + list(
+            range(members + nonmembers - (members - hits), members + nonmembers)
+        )
+        inside = [-float(place) for place in places]
+        outside = [-float(rank) for rank in ranks if rank not in places]
+        exact = sum(one >= hits for one in found) / len(found)
+        assert tail_p_value(inside, outside, rate) == pytest.approx(exact, rel=1e-9)
+
+
+def test_equal_scores_make_the_p_value_of_a_low_rate_larger() -> None:
+    outside = [0.0] * 100
+    assert tail_p_value([0.0] * 50, outside, 0.1) == pytest.approx(1.0)
+    assert tail_p_value([1.0] * 50, outside, 0.1) < 1e-12
+
+
+def test_a_held_out_threshold_shows_a_leak_and_none_where_there_is_none() -> None:
+    drawn = torch.Generator().manual_seed(1)
+    inside, outside = torch.randn(2, 400, generator=drawn).double()
+    clear = held_out_accuracy(inside + 3, outside, generator=drawn)
+    assert clear.value == pytest.approx(0.933, abs=0.04)  # two normals three deviations apart
+    assert clear.n == 400
+    values = []
+    for _ in range(60):
+        inside, outside = torch.randn(2, 40, generator=drawn).double()
+        values.append(held_out_accuracy(inside, outside, generator=drawn).value)
+    # The best threshold of the same records would look like 0.6; the error of this mean is 0.01.
+    assert sum(values) / len(values) == pytest.approx(0.5, abs=0.035)
+
+
+def test_one_record_cannot_be_halved() -> None:
+    with pytest.raises(NotEnoughEvidence, match="at least 2 members"):
+        held_out_accuracy([1.0], [0.0, 0.1], generator=torch.Generator())

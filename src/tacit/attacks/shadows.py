@@ -65,6 +65,10 @@ LEVEL = 0.05
 _STATE, _LOGITS, _INSIDE, _LABELS = "shadows.json", "logits.npy", "inside.npy", "labels.npy"
 
 
+class NothingLearned(TacitWarning):
+    """Shadow models are no surer of their own records than of others: see `Control`."""
+
+
 def as_it_is(inputs: Tensor) -> Tensor:
     """The query that asks about the record itself."""
     return inputs
@@ -227,6 +231,21 @@ class References:
         rest = References(inside=self.inside[kept], logits=self.logits[kept], labels=self.labels)
         return rest, self.logits[model], self.inside[model]
 
+    def measured(self, generator: torch.Generator) -> Control:
+        """Whether the models know their records; the first query counts.
+
+        Args:
+            generator: see `control_of`.
+        """
+        labels = torch.from_numpy(self.labels)
+        losses = [
+            torch.nn.functional.cross_entropy(
+                torch.from_numpy(np.array(own[0])).double(), labels, reduction="none"
+            ).numpy()
+            for own in self.logits
+        ]
+        return control_of(np.stack(losses), self.inside, generator)
+
     def save(self, folder: Path) -> None:
         """Write them where `open` finds them.
 
@@ -314,7 +333,8 @@ class ShadowEnsemble:
             OutputError: the folder cannot be written, or is full.
 
         Warns:
-            TacitWarning: stacks had to be made smaller; or the models do not know their records (`Control` at `LEVEL`).
+            TacitWarning: stacks had to be made smaller.
+            NothingLearned: the models do not know their records (`Control` at `LEVEL`).
 
         **Cost**: K trainings and K * queries * n answers; 4 bytes for each of K * queries * n * classes logits.
         """
@@ -340,14 +360,17 @@ class ShadowEnsemble:
             array.flags.writeable = False
             if store.control is None:
                 _check_differ(array, inside)
-                store.finish((), _measured(array, labels, inside, int(seed)))
+                known = References(
+                    inside=inside, logits=array, labels=labels.numpy().astype(np.int64)
+                )
+                store.finish((), known.measured(torch.Generator().manual_seed(int(seed))))
         control = store.control
         if control is not None and control.p_value is not None and control.p_value > LEVEL:
             warnings.warn(
                 f"the {len(inside)} shadow models are no surer of their own records than of others (gap {control.gap:.3g} "
                 f"nats, p = {control.p_value:.2g}): either train_fn ignores the records it is given, or its models tell "
                 "nothing of them; attacks that compare with these models will find nothing",
-                TacitWarning,
+                NothingLearned,
                 stacklevel=2,
             )
         return References(
@@ -591,18 +614,6 @@ def _check_differ(array: Float32Array, inside: BoolArray) -> None:
                 f"shadow models {other} and {k} were trained on different records and are the same to the bit: "
                 "train_fn must train on the records it is given, from scratch"
             )
-
-
-def _measured(array: Float32Array, labels: Tensor, inside: BoolArray, seed: int) -> Control:
-    losses = np.stack(
-        [
-            torch.nn.functional.cross_entropy(
-                torch.from_numpy(np.array(own[0])).double(), labels, reduction="none"
-            ).numpy()
-            for own in array
-        ]
-    )
-    return control_of(losses, inside, torch.Generator().manual_seed(seed))
 
 
 def control_of(

@@ -246,6 +246,55 @@ class EpsilonBound:
     nonmembers: tuple[int, int]
 
 
+def tail_p_value(members: Values, nonmembers: Values, rate: float) -> float:
+    """How often as many members score above the threshold of `tacit.audit.statistics.tpr_at_fpr` where nothing leaks.
+
+    Exact for scores whose order is random (negative hypergeometric: members that come before the first non-member that
+    the rate does not allow); equal scores make it larger.
+
+    Args:
+        members: (m,) scores.
+        nonmembers: (n,) scores.
+        rate: false positive rate, in (0, 1].
+
+    Raises:
+        NotEnoughEvidence: a sample is empty, or too small for the rate.
+        DataError: a score is not a number.
+        ConfigError: `rate` is out of range.
+    """
+    found = statistics.tpr_at_fpr(members, nonmembers, rate)
+    count = len(statistics.sample(nonmembers, "nonmembers"))
+    allowed = statistics.allowed_false_positives(rate, count)
+    if allowed >= count:
+        return 1.0
+    above = round(found.value * found.n)
+    return float(stats.nhypergeom.sf(above - 1, found.n + count, found.n, allowed + 1))
+
+
+def held_out_accuracy(
+    members: Values, nonmembers: Values, *, generator: torch.Generator, confidence: float = 0.95
+) -> Estimate:
+    """Balanced accuracy of the best threshold of a random half of the records, judged on the other half.
+
+    Args:
+        members: (m,) scores.
+        nonmembers: (n,) scores.
+        generator: draws the halves.
+        confidence: see `tacit.audit.statistics.balanced_accuracy`.
+
+    Raises:
+        NotEnoughEvidence: fewer than 2 scores of a kind.
+        DataError: a score is not a number.
+        ConfigError: `confidence` is out of range.
+    """
+    (in_1, in_2), (out_1, out_2) = _two_halves(members, nonmembers, generator)
+    thresholds = np.concatenate([[-math.inf], np.unique(np.concatenate([in_1, out_1]))])
+    found = 1 - np.searchsorted(in_1, thresholds, side="right") / len(in_1)
+    spared = np.searchsorted(out_1, thresholds, side="right") / len(out_1)
+    best = float(thresholds[int((found + spared).argmax())])
+    return statistics.balanced_accuracy(in_2, out_2, threshold=best, confidence=confidence)
+
+
 def epsilon_lower_bound(
     members: Values,
     nonmembers: Values,
@@ -280,13 +329,7 @@ def epsilon_lower_bound(
         raise ConfigError(
             f"delta in [0, 1) and confidence in (0, 1) expected, {delta} and {confidence} came"
         )
-    samples = [statistics.sample(one, name) for one, name in ((members, "members"), (nonmembers, "nonmembers"))]  # fmt: skip
-    if min(map(len, samples)) < 2:
-        raise NotEnoughEvidence(
-            f"at least 2 members and 2 non-members expected, {len(samples[0])} and {len(samples[1])} came: "
-            "one half chooses, the other judges"
-        )
-    (in_1, in_2), (out_1, out_2) = (_halves(one, generator) for one in samples)
+    (in_1, in_2), (out_1, out_2) = _two_halves(members, nonmembers, generator)
     each = (1 + confidence) / 2  # two one-sided bounds, each misses with half of the probability
     thresholds = np.unique(np.concatenate([in_1, out_1]))
     above_in = len(in_1) - np.searchsorted(in_1, thresholds, side="right")
@@ -436,6 +479,19 @@ def _draws(below: int, count: int, generator: torch.Generator) -> npt.NDArray[np
     drawn = torch.randint(below, (count,), generator=generator, device=generator.device)
     found: npt.NDArray[np.int64] = drawn.cpu().numpy()
     return found
+
+
+def _two_halves(
+    members: Values, nonmembers: Values, generator: torch.Generator
+) -> list[tuple[FloatArray, FloatArray]]:
+    """Of members and of non-members: a random half that chooses, and one that judges; each sorted."""
+    samples = [statistics.sample(members, "members"), statistics.sample(nonmembers, "nonmembers")]
+    if min(map(len, samples)) < 2:
+        raise NotEnoughEvidence(
+            f"at least 2 members and 2 non-members expected, {len(samples[0])} and {len(samples[1])} came: "
+            "one half chooses, the other judges"
+        )
+    return [_halves(one, generator) for one in samples]
 
 
 def _halves(values: FloatArray, generator: torch.Generator) -> tuple[FloatArray, FloatArray]:

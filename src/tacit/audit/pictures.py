@@ -10,7 +10,7 @@ import itertools
 import math
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,18 +76,57 @@ def png_address(image: object) -> str | None:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """A ROC curve of a drawing, and its line in the list beside it.
+
+    Args:
+        fpr: false positive rates, ascending.
+        tpr: true positive rates, as many.
+        place: in what the curves are of; curves of one place look the same in every drawing.
+        title: what it is of.
+        says: what else is said of it.
+    """
+
+    fpr: Sequence[float]
+    tpr: Sequence[float]
+    place: int
+    title: str
+    says: str
+
+    @classmethod
+    def of(cls, roc: object, *, place: int, title: str, says: str) -> Curve | None:
+        """A curve of a report's ``{"fpr": [..], "tpr": [..]}``; None where there is none that can be drawn."""
+        said: Result = roc if isinstance(roc, Mapping) else {}
+        fpr, tpr = said.get("fpr") or [], said.get("tpr") or []
+        if not len(fpr) == len(tpr) > 1 or not all(words.is_number(v) for v in (*fpr, *tpr)):
+            return None
+        return cls(fpr=fpr, tpr=tpr, place=place, title=title, says=says)
+
+
 def roc_curves(protections: Sequence[Result], attack: Result) -> dict[str, Any] | None:
-    """One drawing of all protections' ROC curves under an attack, both axes logarithmic."""
+    """One drawing of all protections' ROC curves under an attack."""
     curves = []
     for i, protection in enumerate(protections):
         cell = words.cells(protection, [attack])[0] or {}
-        curve = (cell.get("figures") or {}).get("roc") or {}
-        fpr, tpr = curve.get("fpr") or [], curve.get("tpr") or []
-        if len(fpr) == len(tpr) > 1 and all(words.is_number(v) for v in (*fpr, *tpr)):
-            curves.append((i, protection, cell, list(zip(fpr, tpr, strict=True))))
-    if not curves:
+        value = words.figure(cell.get("value"), str(cell.get("metric") or ""))
+        curves.append(
+            Curve.of(
+                (cell.get("figures") or {}).get("roc"),
+                place=i,
+                title=words.title(protection) + (" (control)" if protection.get("control") else ""),
+                says=f"{words.metric(str(attack.get('metric') or ''))} {value}, {words.state(cell).word}",
+            )
+        )
+    return roc_drawing(curve for curve in curves if curve is not None)
+
+
+def roc_drawing(curves: Iterable[Curve]) -> dict[str, Any] | None:
+    """One drawing of ROC curves, both axes logarithmic; None where there is none."""
+    drawn = [(curve, list(zip(curve.fpr, curve.tpr, strict=True))) for curve in curves]
+    if not drawn:
         return None
-    smallest = min(x for *_, points in curves for x, _ in points if x > 0)
+    smallest = min((x for curve, _ in drawn for x in curve.fpr if x > 0), default=1.0)
     # One decade at least; below ten per decade the curve is made of single records.
     decades = max(1, math.ceil(-math.log10(max(smallest, _ROC_FLOOR)) - 1e-9))
     left, top, side = 62.0, 10.0, 320.0
@@ -96,22 +135,21 @@ def roc_curves(protections: Sequence[Result], attack: Result) -> dict[str, Any] 
         return side * (math.log10(max(rate, 10.0**-decades)) + decades) / decades
 
     lines = []
-    for i, protection, cell, points in curves:
+    for curve, points in drawn:
         path: list[tuple[float, float]] = []
         for x, y in _interpolated(points, 10.0**-decades):
             at = left + place(x), top + side - place(y)
             if not path or abs(at[0] - path[-1][0]) + abs(at[1] - path[-1][1]) > 0.5:
                 path.append(at)
         path.append((left + side, top))  # every curve ends there
+        again = curve.place // len(_DASHES)  # a colour that comes again has another dash
         lines.append(
             {
                 "path": "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in path),
-                "dash": _DASHES[i % len(_DASHES)],
-                "colour": i % 8,
-                "title": protection.get("title") or protection["name"],
-                "control": bool(protection.get("control")),
-                "state": words.state(cell),
-                "value": words.figure(cell.get("value"), str(cell.get("metric") or "")),
+                "dash": _DASHES[(curve.place + again) % len(_DASHES)],
+                "colour": curve.place % 8,
+                "title": curve.title,
+                "says": curve.says,
             }
         )
     ticks = [

@@ -54,7 +54,7 @@ def write_report(result: Result, folder: Path) -> None:
         DataError: the result holds something else than plain values, or has another schema.
         OutputError: the folder cannot be made or written.
     """
-    plain = _plain({"schema": SCHEMA, **result}, "result")
+    plain = plain_values({"schema": SCHEMA, **result}, "result")
     _check(plain, "the result")
     text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
     make_folder(folder)
@@ -120,14 +120,18 @@ def _check(result: object, where: str) -> None:
         )
 
 
-def _plain(value: object, path: str) -> Any:
-    """`value` in JSON's own types; figures that are not finite become words."""
+def plain_values(value: object, path: str) -> Any:
+    """`value` in JSON's own types; figures that are not finite become words.
+
+    Raises:
+        DataError: something in it is no plain value; `path` says where.
+    """
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{path}.{key}") for key, item in value.items()}
+        return {str(key): plain_values(item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{path}[{i}]") for i, item in enumerate(value)]
+        return [plain_values(item, f"{path}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
@@ -149,7 +153,7 @@ def render_html(result: Result) -> str:
         result: what ``tacit compare --json`` prints; what is missing in an unfinished run is shown
             as missing.
     """
-    return _rendered("report.html.j2", r=_page(result), bases=BASES)
+    return rendered("report.html.j2", r=_page(result), bases=BASES)
 
 
 def render_reports(results: Sequence[Result]) -> str:
@@ -170,17 +174,16 @@ def render_reports(results: Sequence[Result]) -> str:
             "for each data set, or compare two with tacit report diff"
         )
     pages = [_page(result, f"d{i}-", most=_SHOWN) for i, result in enumerate(results)]
-    return _rendered(
-        "reports.html.j2", pages=pages, overview=_overview(results, pages), bases=BASES
-    )
+    return rendered("reports.html.j2", pages=pages, overview=_overview(results, pages), bases=BASES)
 
 
 def render_difference(found: Mapping[str, Any]) -> str:
     """What `tacit.audit.difference.difference` found, as one self-contained page."""
-    return _rendered("difference.html.j2", d=difference.in_words(found))
+    return rendered("difference.html.j2", d=difference.in_words(found))
 
 
-def _rendered(template: str, **values: object) -> str:
+def rendered(template: str, **values: object) -> str:
+    """A page from one of the templates beside this file; every text in it is escaped."""
     return _environment().get_template(template).render(states=words.STATES, **values)
 
 

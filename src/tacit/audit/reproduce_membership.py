@@ -32,16 +32,11 @@ import torch
 from torch import Tensor, nn
 
 from tacit.attacks.access import Knowledge, QueryCounter, Scores
+from tacit.attacks.evidence import Evidence, ReferenceAttack
+from tacit.attacks.likelihood_ratio import LiRA, StudentLiRA
 from tacit.attacks.membership import ShadowModels
-from tacit.attacks.reference_attacks import (
-    RMIA,
-    AttackR,
-    Evidence,
-    LiRA,
-    Loss,
-    ReferenceAttack,
-    StudentLiRA,
-)
+from tacit.attacks.rmia import RMIA
+from tacit.attacks.score_attacks import AttackR, Loss
 from tacit.attacks.shadow_data import (
     MarginalRecords,
     NoisyRecords,

@@ -250,6 +250,11 @@ def negatives_needed(fpr: float) -> int:
     return math.ceil(NEGATIVES_PER_FALSE_POSITIVE / fpr - 1e-6)
 
 
+def allowed_false_positives(fpr: float, nonmembers: int) -> int:
+    """How many of so many non-members may score above the threshold of `tpr_at_fpr`."""
+    return math.floor(fpr * nonmembers + 1e-6)  # 0.29 * 100 is 28.999...
+
+
 def tpr_at_fpr(
     members: Values, nonmembers: Values, fpr: float, confidence: float = 0.95
 ) -> Estimate:
@@ -278,7 +283,7 @@ def tpr_at_fpr(
             f"a false positive rate of {fpr:g} needs at least {needed} non-members, {len(outside)} "
             "came: hold more records out, or ask for a higher rate"
         )
-    allowed = math.floor(fpr * len(outside) + 1e-6)  # 0.29 * 100 is 28.999...
+    allowed = allowed_false_positives(fpr, len(outside))
     threshold = -math.inf if allowed >= len(outside) else np.sort(outside)[::-1][allowed]
     found = len(inside) if allowed >= len(outside) else int((inside > threshold).sum())
     interval = clopper_pearson(found, len(inside), confidence)

@@ -1,4 +1,4 @@
-"""A comparison, and the difference between two, as tables for the terminal."""
+"""A comparison, the difference between two, and an audit, as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -152,4 +154,72 @@ def _side(side: Mapping[str, Any]) -> Text:
     text = Text(f"{state.symbol} {state.word}", style=state.style)
     if side["value"]:
         text.append(f"\n{side['value']} {side['interval']}", style="dim not bold")
+    return text
+
+
+def audit_table(result: Result) -> Group:
+    """An audit for a terminal: the verdict, what it means, a row for each attack, and limits.
+
+    Args:
+        result: what ``tacit audit --json`` prints.
+    """
+    state = words.audit_state(result)
+    top = Text(f"{state.symbol} {state.word}", style=state.style)
+    top.append(f"  {words.audit_headline(result)}", style="default bold")
+    paragraphs = [Text(words.printable(said)) for said in result.get("paragraphs") or []]
+    parts: list[RenderableType] = [top, *paragraphs]
+    attacks = list(result.get("attacks") or [])
+    if attacks:
+        parts.append(_attack_rows(result, attacks))
+    reasons: dict[str, list[str]] = {}
+    for one in result.get("left_out") or []:
+        reasons.setdefault(str(one.get("why")), []).append(words.title(one))
+    if reasons:
+        lines = (f"{', '.join(titles)}: {why}" for why, titles in reasons.items())
+        parts.append(Text("\n".join(["left out", *map(words.printable, lines)]), style="dim"))
+    if bound := result.get("epsilon"):
+        value, delta = words.figure(bound.get("value")), words.figure(bound.get("delta"))
+        assumed = words.printable(bound.get("assumes"))
+        said = f"epsilon is at least {value} at delta {delta}, if one assumes: {assumed}"
+        if words.warned_checks(result):
+            said += "; a check of the data warns: if the two sets differ in more than membership, this says nothing"
+        parts.append(Text(said, style="dim"))
+    for limit in result.get("limits") or []:
+        state = words.limit_state(limit)
+        line = Text(f"{state.symbol} {state.word}", style=state.style)
+        metric, most = words.printable(limit["metric"]), words.figure(limit["limit"])
+        line.append(
+            f"  {metric}: at most {most} allowed, {words.figure(limit['value'])} reached",
+            style="default not bold",
+        )
+        parts.append(line)
+    return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
+
+
+def _attack_rows(result: Result, attacks: Sequence[Result]) -> Table:
+    tprs = [
+        name
+        for name in words.tpr_metrics(attacks)
+        if any((one["metrics"].get(name) or {}).get("value") is not None for one in attacks)
+    ]
+    table = _narrow("attack", "AUC", *map(words.metric, tprs))
+    for one in attacks:
+        name = Text(words.printable(words.title(one)))
+        name.append("\nstrongest" if one["name"] == result.get("strongest") else "", style="dim")
+        auc = one["metrics"].get("auc") or {}
+        state = words.beside_chance(auc, 0.5)
+        text = Text(f"{state.symbol} {state.word}", style=state.style)
+        text.append(
+            f"\n{words.figure(auc.get('value'))} {words.interval(auc.get('interval'), '')}",
+            style="default not bold",
+        )
+        table.add_row(name, text, *(_supported(one["metrics"].get(name) or {}) for name in tprs))
+    return table
+
+
+def _supported(entry: Result) -> Text:
+    if entry.get("value") is None:
+        return Text(words.printable(str(entry.get("why") or "–").partition(",")[0]), style="dim")
+    text = Text(words.figure(entry["value"]))
+    text.append(f"\n{words.interval(entry.get('interval'), '')}", style="dim")
     return text

@@ -7,9 +7,7 @@ are drawn from the operating system's coins, so that the claims hold for this ru
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-import sys
 import time
 import uuid
 import warnings
@@ -25,6 +23,7 @@ from torch import nn
 
 import tacit
 from tacit.audit.figures import one_thread
+from tacit.audit.importing import imported
 from tacit.audit.provenance import header, plain
 from tacit.audit.statistics import clopper_pearson
 from tacit.core.coins import Coins
@@ -138,16 +137,7 @@ def network(
 
 def _made(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
     """What the user's own factory gives, with the weights that it has."""
-    where, _, which = name.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        factory = getattr(importlib.import_module(where), which)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"no model at {name!r}: {error}; expected module:factory, importable from {here}"
-        ) from error
-    model = factory(input_shape, classes)
+    model = imported(name, "module:factory")(input_shape, classes)
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"{name} must give a torch.nn.Module for (input_shape, classes), gave {type(model).__name__}"

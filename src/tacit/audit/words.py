@@ -1,10 +1,11 @@
-"""A comparison in words: its cells, verdicts and figures, as the page and the terminal say them."""
+"""A comparison or an audit in words: its verdicts and figures, as the page and the terminal say them."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 Result = Mapping[str, Any]
@@ -77,6 +78,41 @@ STATES = (
 )
 BY_SLUG = {state.slug: state for state in STATES}
 VERDICTS = ("leaks", "contained", "inconclusive", "no-access")
+
+#: What an audit of one model may end with.
+AUDIT_STATES = {
+    "leaks": State(
+        slug="leaks",
+        symbol="▲",
+        word="leaks",
+        meaning="An attack tells members from non-members better than chance, beyond what its interval leaves to chance.",
+        style="bold red",
+    ),
+    "nothing-found": State(
+        slug="contained",
+        symbol="○",
+        word="nothing found",
+        meaning="No attack that was run did better than chance. Measured, not proved: a stronger attack may still succeed.",
+        style="blue",
+    ),
+    "inconclusive": State(
+        slug="inconclusive",
+        symbol="?",
+        word="inconclusive",
+        meaning="The evidence cannot tell: too few records, or a difference that need not come from the model.",
+        style="yellow",
+    ),
+}
+_HEADLINES = {
+    "leaks": "The model gives away who was in its training data",
+    "nothing-found": "No attack told members from non-members",
+    "inconclusive": "This audit cannot tell whether the model leaks",
+}
+_BESIDE_CHANCE = {
+    "above": ("leaks", "above chance"),
+    "around": ("contained", "covers chance"),
+    "below": ("inconclusive", "below chance"),
+}
 
 _UNPROTECTED = ("plain", "unprotected", "none")
 _VANTAGES = {
@@ -153,6 +189,54 @@ def state(cell: Result | None) -> State:
     return BY_SLUG[found if found in VERDICTS else "absent"]
 
 
+def audit_state(result: Result) -> State:
+    """An audit's verdict; a verdict of no known name counts as inconclusive."""
+    return AUDIT_STATES.get(str(result.get("verdict")), AUDIT_STATES["inconclusive"])
+
+
+def audit_headline(result: Result) -> str:
+    """An audit's verdict as a sentence without figures."""
+    return _HEADLINES.get(str(result.get("verdict")), _HEADLINES["inconclusive"])
+
+
+def warned_checks(result: Result) -> list[str]:
+    """The checks of an audit's data that warn: members and non-members may differ in more than membership."""
+    checks = (result.get("data") or {}).get("checks") or []
+    return [str(check.get("name")) for check in checks if check.get("warning")]
+
+
+def limit_state(limit: Result) -> State:
+    """Whether a limit was kept."""
+    if limit.get("exceeded") is None:
+        return replace(BY_SLUG["inconclusive"], word="not measured")
+    if limit["exceeded"]:
+        return replace(BY_SLUG["leaks"], word="exceeded")
+    return replace(BY_SLUG["contained"], word="kept")
+
+
+def beside_chance(entry: Result, chance: float) -> State:
+    """Where a figure's interval lies: above chance, over it, or below."""
+    ends = entry.get("interval")
+    if not is_pair(ends) or not all(is_number(end) for end in ends):
+        return BY_SLUG["absent"]
+    slug, word = _BESIDE_CHANCE[
+        "above" if ends[0] > chance else "below" if ends[1] < chance else "around"
+    ]
+    return replace(BY_SLUG[slug], word=word)
+
+
+def rate(metric: str) -> float | None:
+    """The false positive rate of a metric like ``tpr@0.01fpr``, which is also its chance; None of another metric."""
+    found = re.fullmatch(r"tpr@([0-9.e-]+)fpr", metric)
+    return float(found[1]) if found else None
+
+
+def tpr_metrics(attacks: Iterable[Result]) -> list[str]:
+    """The metrics at a false positive rate that any attack of an audit has, the highest rate first."""
+    found = {name for one in attacks for name in one.get("metrics") or {}}
+    return sorted((name for name in found if rate(name)), key=lambda name: -(rate(name) or 0.0))
+
+
 def measured(cell: Result) -> bool:
     """Whether a cell has a value to show."""
     return isinstance(cell.get("value"), int | float) and not cell.get("error")
@@ -171,7 +255,9 @@ def is_pair(value: object) -> TypeGuard[Sequence[Any]]:
 def metric(name: str) -> str:
     """A metric's name as a reader knows it."""
     known = {"auc": "AUC", "psnr_db": "PSNR (dB)", "ssim": "SSIM", "tpr": "TPR", "fpr": "FPR"}
-    return known.get(name, name.replace("_", " "))
+    return known.get(
+        name, name.replace("_", " ").replace("tpr@", "TPR at FPR ").removesuffix("fpr")
+    )
 
 
 def figure(value: object, metric: str = "", *, unit: bool = True) -> str:
@@ -256,7 +342,7 @@ def pairs(values: object) -> list[tuple[str, Any]]:
         return [] if values is None else [("value", said(values))]
     found: list[tuple[str, Any]] = []
     for key, value in values.items():
-        label = metric(str(key)).replace("tpr@", "TPR at FPR ").removesuffix("fpr")
+        label = metric(str(key))
         if isinstance(value, Mapping):
             if "value" in value and set(value) <= {"value", "interval", "n"}:
                 text = figure(value["value"], str(key))

@@ -1,7 +1,8 @@
 """The command line: parse, call, render.
 
 Results go to standard output, all else to standard error. With ``--json`` standard output is exactly one JSON object. Exit
-codes: 0 done, 2 bad input, 130 interrupted (finished work is kept and a rerun goes on).
+codes: 0 done, 1 what was asked for in CI failed (``audit --fail-above``, ``report diff --fail-on-worse``), 2 bad input, 130
+interrupted (finished work is kept and a rerun goes on).
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 import tacit
+from tacit.cli.audit import audit
 from tacit.cli.data import data_app
 from tacit.cli.federation import coordinate, join
 from tacit.cli.keys import keys_app
-from tacit.cli.output import Json, print_json, progress_bar, say, table_of_run
+from tacit.cli.output import Json, names, print_json, progress_bar, say, table_of_run
 from tacit.cli.report import app as report_app
 from tacit.core.errors import TacitError, TacitWarning, UnknownName
 
@@ -34,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.command()(audit)
 app.command()(coordinate)
 app.command()(join)
 app.add_typer(keys_app, name="keys")
@@ -44,10 +47,6 @@ Quick = Annotated[
 ]
 
 _INTERRUPTED = 130
-
-
-def _names(listed: str | None) -> list[str] | None:
-    return None if listed is None else [name.strip() for name in listed.split(",") if name.strip()]
 
 
 @app.command()
@@ -113,8 +112,8 @@ def compare(
 
         result = catalogue.compare(
             dataset,
-            protections=_names(protections),
-            attacks=_names(attacks),
+            protections=names(protections),
+            attacks=names(attacks),
             changes=setting or (),
             controls=controls,
             seeds=seeds,

@@ -21,6 +21,11 @@ def say(text: str) -> None:
     print(shown, file=sys.stderr, flush=True)
 
 
+def names(listed: str | None) -> list[str] | None:
+    """Names from a comma-separated list; None where none was given."""
+    return None if listed is None else [name.strip() for name in listed.split(",") if name.strip()]
+
+
 def print_json(result: object) -> None:
     """One JSON object to standard output."""
     print(json.dumps(result, allow_nan=False))

@@ -1,4 +1,4 @@
-"""Reading the files of data sets: array by array or row by row, nothing unpickled, nothing trusted.
+"""Reading files of data: array by array or row by row, nothing unpickled, nothing trusted.
 
 Each array's type and shape are checked against what is expected before its values are read; a table's
 text is read up to a limit. What was read is known by the SHA-256 of the decoded values, so that a file
@@ -10,12 +10,13 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import math
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +121,13 @@ def check_digest(source: Source, arrays: Mapping[str, NDArray[Any]]) -> None:
         )
 
 
+class Header(NamedTuple):
+    """Of an array in an ``.npz`` file."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
 def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Bytes]:
     """Read uint8 arrays from an ``.npz`` file.
 
@@ -130,14 +138,52 @@ def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
     Raises:
         DataError: it is not such a file, or an array is absent, damaged or of another kind.
     """
+    return read_typed(
+        path, {name: Header(shape, np.dtype(np.uint8)) for name, shape in shapes.items()}
+    )
+
+
+def read_headers(path: Path) -> dict[str, Header]:
+    """Shape and type of each array of an ``.npz`` file, without their values.
+
+    Raises:
+        DataError: it is not such a file, or a header is damaged or promises more than the file holds.
+    """
+    found = {}
+    with _opened(path) as archive:
+        for entry in archive.infolist():
+            name = entry.filename.removesuffix(".npy")
+            found[name] = header = _header(archive, entry.filename, f"{path}: array {name}")
+            size = 0 if header.dtype.hasobject else math.prod(header.shape) * header.dtype.itemsize
+            if size > entry.file_size:
+                raise DataError(
+                    f"{path}: array {name} is damaged: {header.dtype} of shape {header.shape} does not fit in "
+                    f"{entry.file_size} bytes"
+                )
+    return found
+
+
+def read_typed(path: Path, headers: Mapping[str, Header]) -> dict[str, NDArray[Any]]:
+    """Read arrays of known shapes and types from an ``.npz`` file.
+
+    Args:
+        path: the file.
+        headers: which arrays, and the shape and type that each must have.
+
+    Raises:
+        DataError: as `read_arrays`.
+    """
+    with _opened(path) as archive:
+        return {name: _read_array(archive, path, name, header) for name, header in headers.items()}
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
     try:
-        archive = zipfile.ZipFile(path)
+        return zipfile.ZipFile(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     except Exception as error:
         raise damaged(f"{path} is not a whole .npz file", error) from error
-    with archive:
-        return {name: _read_array(archive, path, name, shape) for name, shape in shapes.items()}
 
 
 def read_columns(path: Path, names: Sequence[str], rows: int) -> list[list[str]]:
@@ -185,30 +231,29 @@ def damaged(what: str, error: Exception) -> DataError:
     return DataError(f"{what} ({type(error).__name__}: {said}): fetch it again")
 
 
-def _read_array(archive: zipfile.ZipFile, path: Path, name: str, shape: tuple[int, ...]) -> Bytes:
+def _read_array(archive: zipfile.ZipFile, path: Path, name: str, wanted: Header) -> NDArray[Any]:
     member = f"{name}.npy"
     if member not in archive.namelist():
         held = ", ".join(sorted(entry.removesuffix(".npy") for entry in archive.namelist()[:20]))
         raise DataError(f"{path} must hold an array {name}, but holds {held or 'nothing'}")
     what = f"{path}: array {name}"
     # Shape and type first, so that no memory is claimed on a damaged header's word.
-    found_shape, dtype = _header(archive, member, what)
-    if found_shape != shape or dtype != np.uint8:
+    found = _header(archive, member, what)
+    if found != wanted:
         raise DataError(
-            f"{what} must be uint8 of shape {shape}, not {dtype} of shape {found_shape}"
+            f"{what} must be {wanted.dtype} of shape {wanted.shape}, not {found.dtype} of shape {found.shape}"
         )
     try:
         with archive.open(member) as stream:
-            return np.lib.format.read_array(stream, allow_pickle=False)
+            array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+            return array
     except MemoryError:
         raise
     except Exception as error:
         raise damaged(f"{what} is damaged", error) from error
 
 
-def _header(
-    archive: zipfile.ZipFile, member: str, what: str
-) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _header(archive: zipfile.ZipFile, member: str, what: str) -> Header:
     try:
         with archive.open(member) as stream:
             version = np.lib.format.read_magic(stream)
@@ -218,4 +263,4 @@ def _header(
                 shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
     except Exception as error:
         raise damaged(f"{what} is damaged", error) from error
-    return shape, dtype
+    return Header(shape, dtype)
