@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from tacit.audit.audit_verdict import Limit, joint, judged, paragraphs
+from tacit.audit.audit_verdict import Limit, bonferroni, jointly, judged, paragraphs
+from tacit.audit.statistics import auc_interval
 from tacit.core.errors import ConfigError, NotEnoughEvidence, UnknownName
 
 
@@ -25,8 +28,30 @@ def tail(value: float, p_value: float) -> dict[str, Any]:
 
 
 def test_intervals_of_all_attacks_together_hold_at_95_percent() -> None:
-    assert joint(1) == 0.95
-    assert joint(10) == pytest.approx(0.995)
+    assert bonferroni(1) == 0.95
+    assert bonferroni(10) == pytest.approx(0.995)
+    drawn = torch.Generator().manual_seed(0)
+    members = np.arange(300) < 150
+    one = torch.randn(1, 300, generator=drawn, dtype=torch.float64)
+    others = torch.randn(9, 300, generator=drawn, dtype=torch.float64)
+    same, apart = torch.cat([one] * 10).numpy(), torch.cat([one, others]).numpy()
+    # Ten times the same attack errs as one; ten independent ones nearly as often as Bonferroni fears.
+    assert jointly(same, members, drawn) == pytest.approx(0.95, abs=0.008)
+    assert 0.99 < jointly(apart, members, drawn) <= bonferroni(10)
+    assert jointly(np.zeros((3, 300)), members, drawn) == 0.95
+
+
+def test_joint_confidence_is_that_at_which_intervals_of_attacks_alike_hold_together() -> None:
+    drawn, missed = torch.Generator().manual_seed(1), 0
+    members = np.arange(200) < 100
+    for _ in range(100):
+        common = torch.randn(200, generator=drawn, dtype=torch.float64)
+        noise = torch.randn(6, 200, generator=drawn, dtype=torch.float64)
+        scores = (common + 0.5 * noise).numpy()
+        each = jointly(scores, members, drawn)
+        ends = [auc_interval(one[members], one[~members], each) for one in scores]
+        missed += not all(low <= 0.5 <= high for low, high in ends)
+    assert missed <= 13  # 5 expected; more than 13 once in a thousand runs
 
 
 def test_it_leaks_where_an_interval_lies_above_chance_and_names_that_attack() -> None:

@@ -44,7 +44,7 @@ from tacit.audit.audit_attacks import (
 )
 from tacit.audit.audit_page import SCHEMA, write_audit
 from tacit.audit.audit_references import reference_models
-from tacit.audit.audit_verdict import Limit, joint, judged, paragraphs
+from tacit.audit.audit_verdict import Limit, bonferroni, jointly, judged, paragraphs
 from tacit.audit.audited_data import Records, SavedScores, checks, records_of
 from tacit.audit.membership_statistics import FALSE_POSITIVE_RATES, Unsupported
 from tacit.audit.provenance import header, plain
@@ -505,14 +505,17 @@ class _Run:
         self, scored: Sequence[_Scored], rates: Sequence[float], class_names: Sequence[str] | None
     ) -> dict[str, Any]:
         """All but the header, as plain values."""
-        confidence = joint(len(scored))
+        confidence = 1.0
+        if scored:
+            table = np.stack([one.scores for one in scored])
+            confidence = jointly(table, self.case.truth, self.drawn())
         attacks = [self._entry(one, rates, confidence) for one in scored]
         said = judged(attacks, self.data)
         best = next((one for one in scored if one.attack.name == said.strongest), None)
         more: dict[str, Any] = {"epsilon": None, "classes": {}, "groups": {}, "exposed": []}
         if best is not None:
-            more = self._of_strongest(best, class_names, confidence)
-        each = f"jointly 95 % over {len(scored)} attacks (each {100 * confidence:.2f} %)"
+            more = self._of_strongest(best, class_names, bonferroni(len(scored)))
+        each = f"each {100 * confidence:.2f} %, those of one figure jointly 95 % over {len(scored)} attacks"
         return {
             "target": self.target, "data": self.data, "attacks": attacks, "left_out": self.left_out,
             "confidence": {"auc": each, "tpr": each}, "verdict": said.verdict, "why": said.why,
