@@ -1,13 +1,14 @@
 """Reference models of an audit: trained on known halves of the records that are audited, all at once or as seconds allow.
 
-Where there are no seconds to count all models are one `ShadowEnsemble`. Where there are, they are trained four at a time,
-for as long as another four are likely to be done in time; each stage has its own folder, so that an interrupted audit goes
-on. A population, which no model may be trained on, is asked about along with the rest.
+Where there are no seconds to count all models are one `ShadowEnsemble`. Where there are, two are trained first, then up to
+twice as many as before at a time, for as long as they are likely to be done in time. Each stage has its own folder, so that
+an interrupted audit goes on. A population, which no model may be trained on, is asked about along with the rest.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,8 +33,8 @@ from tacit.nn.stacked import Trainer
 
 Bools = npt.NDArray[np.bool_]
 
-#: Models of a stage: four are the fewest that `tacit.attacks.shadows.Control` can judge.
-STAGE = 4
+#: Models of the first stage where seconds are counted: `tacit.attacks.shadows.halves` come in pairs.
+PAIR = 2
 
 
 def reference_models(  # noqa: PLR0913 - an audit's settings
@@ -73,24 +74,26 @@ def reference_models(  # noqa: PLR0913 - an audit's settings
     if others is not None:
         inputs, labels = torch.cat([inputs, others[0].to(inputs)]), torch.cat([labels, others[1]])
         inside = np.pad(inside, ((0, 0), (0, len(others[1]))))
-    hurried = left() < float("inf")
-    stage = STAGE if hurried else models
-    name = _name(train_fn, inputs, labels, inside, stage)
+    stages = None if folder is None else folder / _name(train_fn, inputs, labels, inside)
     parts: list[References] = []
-    longest = 0.0
-    for low in range(0, models, stage):
-        begun = time.perf_counter()
-        if left() <= longest:
+    low, size = 0, PAIR if left() < math.inf else models
+    while low < models:
+        begun, size = time.perf_counter(), _kept(stages, low) or min(size, models - low)
+        if left() <= 0:
             break
+        told(low, models)
         ensemble = ShadowEnsemble(
-            train_fn=train_fn, queries=queries, folder=None if folder is None else folder / name / f"{low}",
+            train_fn=train_fn, queries=queries, folder=None if stages is None else stages / f"{low}-{size}",
             progress=_Progress(told, low, models),
         )  # fmt: skip
-        told(low, models)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingLearned)  # judged of all stages together
-            parts.append(ensemble.train(inputs, labels, inside[low : low + stage], generator))
-        longest = max(longest, time.perf_counter() - begun)
+            parts.append(ensemble.train(inputs, labels, inside[low : low + size], generator))
+        each = (time.perf_counter() - begun) / size
+        low += size
+        size = 2 * int(min(size, left() / (2 * each)))
+        if not size:
+            break
     if not parts:
         raise BudgetExhausted("no seconds were left to train reference models")
     if len(parts) == 1:
@@ -114,12 +117,20 @@ class _Progress:
         self._told(self._before + done, self._total)
 
 
-def _name(
-    train_fn: TrainFunction, inputs: Tensor, labels: Tensor, inside: Bools, stage: int
-) -> str:
+def _kept(stages: Path | None, low: int) -> int | None:
+    """How many models a stage had that was begun before."""
+    found = (
+        []
+        if stages is None
+        else [int(one.name.partition("-")[2]) for one in stages.glob(f"{low}-*")]
+    )
+    return max(found, default=None)
+
+
+def _name(train_fn: TrainFunction, inputs: Tensor, labels: Tensor, inside: Bools) -> str:
     """A folder for these reference models and no others; `ShadowEnsemble` checks what is in it."""
     recipe = repr(train_fn.recipe) if isinstance(train_fn, Trainer) else getattr(train_fn, "__qualname__", "")  # fmt: skip
-    found = hashlib.sha256(f"{recipe} {stage}".encode())
+    found = hashlib.sha256(recipe.encode())
     for part in (inputs.cpu().contiguous().numpy(), labels.cpu().numpy(), inside):
         found.update(np.ascontiguousarray(part).data)
     return f"shadows-{found.hexdigest()[:12]}"

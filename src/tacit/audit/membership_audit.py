@@ -19,6 +19,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +47,7 @@ from tacit.audit.audit_page import SCHEMA, write_audit
 from tacit.audit.audit_references import reference_models
 from tacit.audit.audit_verdict import Limit, bonferroni, jointly, judged, paragraphs
 from tacit.audit.audited_data import Records, SavedScores, checks, records_of
+from tacit.audit.figures import one_thread
 from tacit.audit.membership_statistics import FALSE_POSITIVE_RATES, Unsupported
 from tacit.audit.provenance import header, plain
 from tacit.audit.targets import Gives, Predict, Target, target_of, train_function
@@ -66,6 +68,8 @@ Watch = Callable[[str, int, int], None]
 
 SHADOWS = 32
 DELTA = 1e-5
+#: Parameters below which a module is trained and asked by one thread.
+SMALL = 1_000_000
 _EXPOSED = 20
 _BATCH = 1024
 _CURVE = 200
@@ -194,9 +198,10 @@ def audit(  # noqa: PLR0913 - each is an option of `tacit audit`
                 classes = max(parts.classes, len(class_names or ())) if gives == "labels" else None
                 target = target_of(target, gives=gives, classes=classes)
             trainer = _trainer(train_fn, target, parts.members)
-            run.open_model(target, parts)
-            if trainer is not None:
-                run.train_references(trainer, parts, folder)
+            with _threads(target):
+                run.open_model(target, parts)
+                if trainer is not None:
+                    run.train_references(trainer, parts, folder)
         scored = list(run.scored(chosen))
         rates = {*FALSE_POSITIVE_RATES, *(one.rate for one in limits if one.rate)}
         result = run.result(scored, sorted(rates, reverse=True), class_names)
@@ -218,6 +223,12 @@ def audit(  # noqa: PLR0913 - each is an option of `tacit audit`
             f"no attack gave {', '.join(missing)}, so that the limit cannot be judged: see in the report what was left out"
         )
     return report
+
+
+def _threads(target: Target) -> AbstractContextManager[None]:
+    """One thread for small modules on a processor: waiting for a second one can cost ten times what it saves."""
+    small = target.parameters is not None and target.parameters < SMALL
+    return one_thread() if small and target.device.type == "cpu" else nullcontext()
 
 
 def _chosen(names: Sequence[str] | None) -> list[Attack]:
@@ -320,6 +331,10 @@ class _Run:
     def left(self) -> float:
         """Seconds; infinity without a budget."""
         return math.inf if self.asking.seconds is None else self.asking.seconds - self.spent
+
+    def left_for_training(self) -> float:
+        """Seconds, of which a tenth of the budget is kept for the attacks."""
+        return self.left() - (self.asking.seconds or 0.0) / 10
 
     def drawn(self) -> torch.Generator:
         """A generator that takes nothing from the others."""
@@ -448,7 +463,7 @@ class _Run:
                 trainer, (case.inputs.to(case.target.device), torch.from_numpy(case.labels)),
                 None if others is None or case.population is None else (others.inputs, others.labels),
                 models=self.asking.shadows, queries=self.asking.augmentations, folder=folder, generator=self.generator,
-                left=self.left, told=lambda done, total: self.watch("training reference models", done, total),
+                left=self.left_for_training, told=lambda done, total: self.watch("training reference models", done, total),
             )  # fmt: skip
         except BudgetExhausted as reason:
             case.no_references = f"reference models: {reason}"
