@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from tacit.attacks.curious import GradientLeakage
+from tacit.attacks.likelihood_ratio import LiRA
 from tacit.attacks.membership import LabelGap, LossThreshold, ShadowModels
+from tacit.attacks.rmia import RMIA
 from tacit.audit.all_but_one import StrongAdversary
-from tacit.audit.cells import ExposureAt, LeakageAt, MembershipFrom, Plan
+from tacit.audit.cells import ExposureAt, LeakageAt, Plan
 from tacit.audit.compare import Row, Watch
 from tacit.audit.compare import compare as run_compare
 from tacit.audit.federation import TWO_SERVER, Federation
 from tacit.audit.launch import launch
+from tacit.audit.membership_cells import MembershipFrom, ReferenceModels
 from tacit.audit.train import Setting
 from tacit.audit.train import train as run_train
 from tacit.audit.world import Settings
@@ -217,9 +220,8 @@ PAPERS: tuple[Paper, ...] = (
         technique="shadow models teach an attack model what members look like",
         training="—",
         module="attacks/membership.py",
-        status="part",
-        note="Works: loss threshold, label gap, shadow models with the paper's kinds of shadow data, its output policies, "
-        "and in Python LiRA, RMIA and others. Planned: an audit of your own model, stronger columns of the matrix.",
+        status="done",
+        note="Also LiRA, RMIA and others by shared reference models, and tacit audit for a model of one's own.",
     ),
     Paper(
         number=15,
@@ -402,8 +404,9 @@ def plans(*, quick: bool = False) -> tuple[Plan, ...]:
     """The attacks that `tacit compare` knows, each at its vantage, in the order of the matrix.
 
     Args:
-        quick: fewer steps and shadow models.
+        quick: fewer steps, shadow models and reference models.
     """
+    models = 8 if quick else 16
     leakage = GradientLeakage(iterations=300 if quick else 600)
     shadows = ShadowModels(shadows=3 if quick else 8)
     return (
@@ -413,6 +416,8 @@ def plans(*, quick: bool = False) -> tuple[Plan, ...]:
         LeakageAt("participant", leakage),
         MembershipFrom(LossThreshold(), "Membership by loss, from scores", "scores"),
         MembershipFrom(shadows, "Membership by shadow models, from scores", "scores"),
+        ReferenceModels(LiRA(), "Membership by likelihood ratio, from scores", models),
+        ReferenceModels(RMIA(online=True), "Membership by RMIA, from scores", models),
         MembershipFrom(LabelGap(), "Membership from labels only", "labels"),
         StrongAdversary(models=6 if quick else 4),  # one seed alone must tell, or three together
     )

@@ -14,8 +14,9 @@ from tacit import catalogue
 from tacit.attacks.curious import GradientLeakage
 from tacit.attacks.membership import LossThreshold
 from tacit.audit import statistics
-from tacit.audit.cells import ExposureAt, LeakageAt, Measurement, MembershipFrom, Trial, pooled
+from tacit.audit.cells import ExposureAt, LeakageAt, Measurement, Trial, pooled
 from tacit.audit.compare import Row, compare, judge_cells
+from tacit.audit.membership_cells import MembershipFrom
 from tacit.audit.world import Settings, train_judge
 from tacit.core.errors import ConfigError, DataError, Diverged, OutputError
 from tacit.nn.data import available, load

@@ -1,4 +1,4 @@
-"""The reproduction of membership inference on a small stand-in for Location-30: splits, cases, figures, resuming."""
+"""The reproduction of membership inference on small stand-ins for its data: splits, cases, figures, resuming."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from tacit.attacks.membership import ShadowModels
 from tacit.audit import reproduce_membership as module
 from tacit.audit.figures import Effort
+from tacit.audit.null_control import NullControl
 from tacit.audit.reproduce import REPRODUCTIONS
 from tacit.audit.reproduce_membership import (
     POLICIES,
@@ -38,8 +39,14 @@ MITIGATIONS = {
 STEMS = {"strict/shokri", "shared/shokri"} | {f"mitigation/{one}" for one in MITIGATIONS}
 STEMS |= {f"shadow-data/{one}" for one in ("noisy0.1", "noisy0.2", "marginal", "synthesised")}
 NAMES = {f"location30/{stem}/{of}" for stem in STEMS for of in SHOKRI}
-NAMES |= {f"location30/{one}/{of}" for one in LATER for of in ("auc", "tpr@0.1fpr", "tpr@0.01fpr")}
+NAMES |= {
+    f"{name}/{one}/{of}"
+    for name in ("location30", "cifar10") for one in LATER for of in ("auc", "tpr@0.1fpr", "tpr@0.01fpr")
+}  # fmt: skip
 NAMES |= {"location30/target/accuracy", "location30/target/training-accuracy"}
+NAMES |= {
+    f"null-control/{of}" for of in ("strongest-covers-chance", "all-cover-chance", "called-leaks")
+}
 
 QUICKLY = Recipe(epochs=60, batch_size=50, learning_rate=0.005)
 
@@ -128,8 +135,32 @@ def test_every_model_of_an_ensemble_is_attacked_by_the_others(data: DataSet) -> 
     assert len(found["attacks"]["loss"]["auc"]) == 3
     assert mean["lira-online"] > mean["loss"] > 0.6
     assert found["attacks"]["loss"]["tpr@0.01fpr"] == [None] * 3  # 300 others do not support it
+    assert min(found["training_accuracy"]) > 0.95 > 0.85 > max(found["accuracy"])
     names = {figure["name"] for figure in module._of_ensemble(case, found)}
     assert "location30/loss/tpr@0.1fpr" in names and "location30/loss/tpr@0.01fpr" not in names
+
+
+def test_an_ensemble_on_images_is_convolutional_and_as_wide_as_is_said() -> None:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(
+        3, (90,), generator=generator
+    )  # of nothing that is in the images: learned by heart or not
+    images = DataSet(
+        name="snow", inputs_train=torch.rand(60, 2, 8, 8, generator=generator), labels_train=labels[:60],
+        inputs_test=torch.rand(30, 2, 8, 8, generator=generator), labels_test=labels[60:], classes=3,
+        class_names=tuple("abc"), citation="made for this test",
+    )  # fmt: skip
+    by_heart = Recipe(epochs=60, batch_size=10, learning_rate=0.01)
+    case = Ensemble(
+        name="snow", seed=0, models=4, targets=2, network="cnn", width=3, recipe=by_heart, pool=80
+    )
+    drawn = module._trainer(images, by_heart, case.network, case.width).drawn(generator)
+    assert [one.out_channels for one in drawn.modules() if isinstance(one, torch.nn.Conv2d)] == [3, 6]  # fmt: skip
+    found = run_case(case, images)
+    assert found["references"] == 2 and min(found["attacks"]["loss"]["auc"]) > 0.8
+    assert min(found["training_accuracy"]) > 0.9 > 0.6 > max(found["accuracy"])
+    (figure,) = (one for one in module._of_ensemble(case, found) if one["name"] == "snow/loss/auc")
+    assert figure["settings"]["network"] == "cnn, width 3" and figure["n"] == 2  # type: ignore[index]
 
 
 # --- the whole
@@ -139,7 +170,13 @@ def made_up(case: module.Case) -> dict[str, object]:
     if isinstance(case, Ensemble):
         values = [0.9 + 0.001 * k for k in range(case.targets)]
         rates = {"auc": values, "tpr@0.1fpr": values, "tpr@0.01fpr": values}
-        return {"attacks": dict.fromkeys(LATER, rates), "references": 32, "seconds": 1.0}
+        return {
+            "attacks": dict.fromkeys(LATER, rates), "references": 32, "seconds": 1.0, "accuracy": values,
+            "training_accuracy": values,
+        }  # fmt: skip
+    if isinstance(case, NullControl):
+        counts = {"covered": 49, "everything": 48, "leaks": 1, "intervals": 600, "missed": 7}
+        return {"audits": case.audits, **counts, "seconds": 1.0}
     outcome = {
         "members": 1600, "nonmembers": 1600, "found": 1500 + case.seed, "accused": 500, "accuracy": 0.8,
         "accuracy_interval": [0.78, 0.82], "auc": 0.9, "auc_interval": [0.88, 0.92],
@@ -153,7 +190,7 @@ def made_up(case: module.Case) -> dict[str, object]:
 
 
 def test_figures_have_the_names_that_were_promised_and_finished_cases_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: DataSet
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[str] = []
 
@@ -165,14 +202,20 @@ def test_figures_have_the_names_that_were_promised_and_finished_cases_are_kept(
             yield case, made_up(case)
 
     assert REPRODUCTIONS["14"] is reproduce_membership
-    monkeypatch.setattr(module, "_data", lambda: data)
+    opened: list[str] = []
+    monkeypatch.setattr(module, "_data", opened.append)
     monkeypatch.setattr(module, "_side_by_side", lambda todo: some(todo, 3))
     effort = Effort(folder=tmp_path)
     with pytest.raises(KeyboardInterrupt):
         reproduce_membership(effort)
+    assert opened == [
+        "cifar10",
+        "digits",
+        "location30",
+    ]  # what is missing shows before anything runs
     monkeypatch.setattr(module, "_side_by_side", some)
     result = reproduce_membership(effort)
-    assert len(ran) == len(set(ran)) == 1 + 4 * 2 + 4 + 2
+    assert len(ran) == len(set(ran)) == 2 + 4 * 2 + 4 + 4 + 2
     figures = {figure["name"]: figure for figure in result["figures"]}  # type: ignore[union-attr]
     assert figures.keys() == NAMES and json.dumps(result)
 
@@ -186,6 +229,8 @@ def test_figures_have_the_names_that_were_promised_and_finished_cases_are_kept(
     assert noisy["interval"][0] < 1500 / 1600 < noisy["interval"][1]
     assert figures["location30/mitigation/top3/auc"]["better"] == "lower"
     assert figures["location30/mitigation/l2-0.001/auc"]["settings"]["recipe"]["weight_decay"] == 0.002  # fmt: skip
+    null = figures["null-control/strongest-covers-chance"]
+    assert (null["here"], null["n"]) == (0.98, 200)
     lira = figures["location30/lira-online/auc"]
     assert lira["n"] == 34 and lira["here"] == pytest.approx(0.9165)
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from tacit.attacks.evidence import References
 from tacit.core.errors import BudgetExhausted, ConfigError
 from tacit.nn.policies import EVERYTHING, Policy
 from tacit.parties.views import Observation
@@ -130,6 +131,8 @@ class Knowledge:
         classes: number of classes.
         population: records and labels like the target's, none of them the target's.
         train_fn: trains a model as the target was trained, on records of the adversary's choice.
+        candidates: records and labels, perhaps the target's and perhaps not: those that the adversary will ask about.
+        references: models that it trained with `train_fn` on some of the candidates each, as answers.
     """
 
     architecture: nn.Module | None = field(default=None, repr=False)
@@ -137,6 +140,8 @@ class Knowledge:
     classes: int | None = None
     population: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     train_fn: TrainFunction | None = field(default=None, repr=False)
+    candidates: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    references: References | None = field(default=None, repr=False)
 
     def described(self) -> dict[str, object]:
         """The knowledge as plain values for a report: sizes in place of data."""
@@ -151,6 +156,10 @@ class Knowledge:
             said["population_records"] = len(self.population[0])
         if self.train_fn is not None:
             said["training_recipe"] = True
+        if self.candidates is not None:
+            said["candidate_records"] = len(self.candidates[0])
+        if self.references is not None:
+            said["reference_models"] = len(self.references.inside)
         return said
 
     def need(self, attack: str, names: Sequence[str]) -> None:

@@ -39,9 +39,9 @@ Source:
 
 from __future__ import annotations
 
-from tacit.attacks.evidence import Evidence, Population, ReferenceAttack, true_class_logit
+from tacit.attacks.evidence import ReferenceAttack
 from tacit.attacks.likelihood_ratio import LiRA, StudentLiRA
-from tacit.attacks.rmia import RMIA, Tuning
+from tacit.attacks.rmia import RMIA
 from tacit.attacks.score_attacks import (
     AttackP,
     AttackR,
@@ -50,24 +50,6 @@ from tacit.attacks.score_attacks import (
     MaxConfidence,
     ModifiedEntropy,
 )
-
-__all__ = [
-    "REFERENCE_ATTACKS",
-    "RMIA",
-    "AttackP",
-    "AttackR",
-    "Entropy",
-    "Evidence",
-    "LiRA",
-    "Loss",
-    "MaxConfidence",
-    "ModifiedEntropy",
-    "Population",
-    "ReferenceAttack",
-    "StudentLiRA",
-    "Tuning",
-    "true_class_logit",
-]
 
 REFERENCE_ATTACKS: tuple[ReferenceAttack, ...] = (
     Loss(), MaxConfidence(), Entropy(), ModifiedEntropy(), AttackP(), AttackR(),

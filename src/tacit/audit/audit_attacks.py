@@ -17,21 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from tacit.attacks.access import Knowledge, Labels, QueryCounter
+from tacit.attacks.evidence import Evidence, Population, ReferenceAttack
 from tacit.attacks.label_only import LabelRobustness
+from tacit.attacks.likelihood_ratio import LiRA, StudentLiRA
 from tacit.attacks.membership import ShadowModels
-from tacit.attacks.reference_attacks import (
-    RMIA,
+from tacit.attacks.rmia import RMIA
+from tacit.attacks.score_attacks import (
     AttackP,
     AttackR,
     Entropy,
-    Evidence,
-    LiRA,
     Loss,
     MaxConfidence,
     ModifiedEntropy,
-    Population,
-    ReferenceAttack,
-    StudentLiRA,
 )
 from tacit.attacks.shadows import References
 from tacit.audit.targets import Target

@@ -13,16 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tacit.attacks.access import Knowledge, Labels, RoleView, Scores, TrainFunction
+from tacit.attacks.access import Knowledge, RoleView, TrainFunction
 from tacit.attacks.curious import GradientLeakage, Leaked
 from tacit.attacks.exposure import PlaintextExposure, standing
 from tacit.attacks.gradient_matching import match_batch
-from tacit.attacks.membership import AttackNetworks, LabelGap, LossThreshold, ShadowModels
 from tacit.audit import statistics
 from tacit.core.coins import Coins
 from tacit.core.errors import ConfigError, NotEnoughEvidence
@@ -33,6 +32,8 @@ from tacit.parties.roles import SERVER, Role, owners
 from tacit.parties.runs import Opened, Run
 from tacit.parties.views import Observation, Recording, Update, View
 from tacit.training.secure_aggregation import SecureAggregation
+
+T = TypeVar("T")
 
 VANTAGES = {"server": SERVER, "participant": Role("owner", 0)}
 SHOWN = 10
@@ -100,7 +101,7 @@ class Trial:
     judge: Judge = field(repr=False)
     seed: int
     coins: Callable[[], Coins] | None = field(default=None, repr=False)
-    shared: dict[str, AttackNetworks] = field(default_factory=dict, repr=False)
+    shared: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def observation(self, role: Role) -> Observation:
         """What an adversary at ``role`` makes of its view of the run."""
@@ -109,6 +110,13 @@ class Trial:
     def generator(self, label: str) -> torch.Generator:
         """Draws for an attack: they follow from the seed and the label alone."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + sum(label.encode()))
+
+    def once(self, label: str, made: Callable[[], T]) -> T:
+        """What is made at first and then shared by all rows of the seed: it must follow from the knowledge alone."""
+        if label not in self.shared:
+            self.shared[label] = made()
+        found: T = self.shared[label]
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -564,94 +572,6 @@ def _pixels(image: Tensor) -> list[Any]:
 
 def _rounded(value: float | list[float]) -> Any:
     return [round(v, 2) for v in value] if isinstance(value, list) else round(value, 2)
-
-
-@dataclass(frozen=True, slots=True)
-class MembershipFrom:
-    """Membership inference on the released model.
-
-    Args:
-        attack: one of `tacit.attacks.membership`.
-        title: a few words for a heading.
-        vantage: scores or labels.
-    """
-
-    attack: LossThreshold | ShadowModels | LabelGap
-    title: str
-    vantage: Literal["scores", "labels"]
-    metric: ClassVar[str] = "auc"
-    explains: ClassVar[str] = (
-        "Probability that the attack ranks a training record above a record that was not trained on."
-    )
-    chance_means: ClassVar[str] = "Ranking at random: 0.5."
-
-    @property
-    def name(self) -> str:
-        """``attack@vantage``."""
-        return f"{self.attack.name}@{self.vantage}"
-
-    def measure(self, trial: Trial) -> Measurement:
-        """Score members and non-members through the access of the vantage, and rank them."""
-        model = trial.run.output.value
-        access = Scores(model) if self.vantage == "scores" else Labels(model)
-        knowledge = Knowledge(
-            input_shape=trial.task.input_shape,
-            classes=trial.task.classes,
-            population=trial.population if self.vantage == "scores" else None,
-            train_fn=trial.train_fn if self.vantage == "scores" else None,
-        )
-        inputs, labels = (
-            torch.cat(pair) for pair in zip(trial.members, trial.nonmembers, strict=True)
-        )
-        generator = trial.generator(self.name)
-        if isinstance(self.attack, ShadowModels) and isinstance(access, Scores):
-            # The shadows depend on the knowledge alone, so all rows of a seed share them.
-            networks = trial.shared.get(self.name) or self.attack.learn(knowledge, generator)
-            trial.shared[self.name] = networks
-            scores = self.attack.judged(networks, access, inputs, labels)
-        else:
-            scores = self.attack.score(access, knowledge, inputs, labels, generator)  # type: ignore[arg-type]
-        inside, outside = scores[: len(trial.members[0])], scores[len(trial.members[0]) :]
-        fpr, tpr = statistics.roc(inside, outside)
-        return Measurement(
-            metric=self.metric,
-            value=statistics.auc(inside, outside),
-            n=len(inside) + len(outside),
-            chance=0.5,
-            interval=statistics.auc_interval(inside, outside),
-            knowledge=knowledge.described(),
-            why=f"{len(inside)} members against {len(outside)} non-members",
-            saw={"released model": f"its {self.vantage} for any record"},
-            queries=access.counter.spent,
-            details=_at_threshold(self.attack.threshold, inside, outside)
-            | _low_rates(inside, outside),
-            figures={"roc": _thinned(fpr.tolist(), tpr.tolist())},
-        )
-
-
-def _at_threshold(threshold: float | None, inside: Tensor, outside: Tensor) -> dict[str, Any]:
-    """Balanced accuracy of an attack that fixes its own threshold; the best threshold found afterwards would flatter it."""
-    if threshold is None:
-        return {}
-    judged = statistics.balanced_accuracy(inside, outside, threshold=threshold)
-    return {"balanced_accuracy": judged.as_json()}
-
-
-def _low_rates(inside: Tensor, outside: Tensor) -> dict[str, Any]:
-    """TPR at low false positive rates, where the sample supports the figure."""
-    out: dict[str, Any] = {}
-    for fpr in (0.1, 0.01, 0.001):
-        try:
-            out[f"tpr@{fpr:g}fpr"] = statistics.tpr_at_fpr(inside, outside, fpr).as_json()
-        except NotEnoughEvidence as reason:
-            out[f"tpr@{fpr:g}fpr"] = {"left_out": str(reason)}
-    return out
-
-
-def _thinned(fpr: list[float], tpr: list[float], points: int = 200) -> dict[str, list[float]]:
-    step = max(1, math.ceil(len(fpr) / points))
-    kept = sorted({*range(0, len(fpr), step), len(fpr) - 1, *range(min(len(fpr), 40))})
-    return {"fpr": [round(fpr[k], 5) for k in kept], "tpr": [round(tpr[k], 5) for k in kept]}
 
 
 def pooled(measurements: Sequence[Measurement]) -> Measurement:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from tacit.attacks.access import QueryCounter, TrainFunction
-from tacit.attacks.reference_attacks import Population
+from tacit.attacks.evidence import Population
 from tacit.attacks.shadows import LEVEL, Query, as_it_is
 from tacit.audit import membership_statistics, statistics
 from tacit.audit.audit_attacks import (

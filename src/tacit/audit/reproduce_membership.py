@@ -11,6 +11,7 @@ records. L2 regularisation is the target's and, as the adversary knows the recip
 
 The attacks that came later share one ensemble over 3,200 records, each in half of the models: each model is once the target,
 and of the others those are its references that do not give its records away (`tacit.attacks.shadows.References.against`).
+They are run on CIFAR-10 as well, with the same number of records, few references and a small convolutional network.
 
 Each target of a kind is a case of its own: cases run side by side, and each finished one is kept, so that an interrupted run
 goes on. Figures are means over targets; of a single target the interval is over its records.
@@ -25,7 +26,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -49,16 +50,19 @@ from tacit.audit import membership_statistics
 from tacit.audit.figures import Effort, Figure, figure, one_thread
 from tacit.audit.kept import Found, Kept, key_of, side_by_side
 from tacit.audit.membership_statistics import Unsupported, over_targets
+from tacit.audit.null_control import NullControl, null_figures, run_null
 from tacit.audit.provenance import plain
 from tacit.audit.statistics import auc, auc_interval, balanced_accuracy, clopper_pearson
 from tacit.core.errors import TacitWarning
 from tacit.nn.data import DataSet, load
 from tacit.nn.local_work import accuracy
-from tacit.nn.networks import mlp
+from tacit.nn.networks import cnn, mlp
 from tacit.nn.policies import EVERYTHING, Policy
 from tacit.nn.stacked import Recipe, Trainer
 
 RECIPE = Recipe(epochs=60, batch_size=100, learning_rate=0.002)
+#: On images: until they are learned by heart.
+ON_IMAGES = Recipe(epochs=25, batch_size=50, learning_rate=0.003)
 
 POLICIES = (
     EVERYTHING, Policy(top_k=3), Policy(top_k=1), Policy(labels_only=True), Policy(digits=3), Policy(digits=1),
@@ -79,6 +83,7 @@ _PAPER = {
 _RATES = (0.1, 0.01)
 
 Split = Literal["shared", "strict"]
+Network = Literal["mlp", "cnn"]
 Source = Literal["real", "noisy0.1", "noisy0.2", "marginal", "synthesised"]
 
 
@@ -120,6 +125,7 @@ class Shokri:
     recipe: Recipe = RECIPE
     members: int = 1600
     attack: ShadowModels = ShadowModels(shadows=60)  # noqa: RUF009
+    data: ClassVar[str] = "location30"
 
     @property
     def key(self) -> str:
@@ -136,6 +142,9 @@ class Ensemble:
         seed: of the pool, the halves and the models.
         models: trained on a half of the pool each; even. A target has two references fewer.
         targets: how many of the models are attacked.
+        data: name of the data set.
+        network: ``mlp``: one hidden layer of tanh; ``cnn``: `tacit.nn.networks.cnn`.
+        width: hidden units, or channels of the first convolution.
         recipe: of all.
         pool: how many records.
     """
@@ -144,6 +153,9 @@ class Ensemble:
     seed: int
     models: int
     targets: int
+    data: str = "location30"
+    network: Network = "mlp"
+    width: int = 128
     recipe: Recipe = RECIPE
     pool: int = 3200
 
@@ -153,7 +165,7 @@ class Ensemble:
         return key_of(self)
 
 
-Case = Shokri | Ensemble
+Case = Shokri | Ensemble | NullControl
 
 
 def cases(effort: Effort) -> list[Case]:
@@ -161,16 +173,24 @@ def cases(effort: Effort) -> list[Case]:
 
     Args:
         effort: by default four targets, of L2 and of each kind of other shadow data one, 60 shadow models, and 34 models in
-            the ensemble; ``quick``: two targets, 20 shadow models, 10 models in the ensemble of which four are attacked;
-            ``full``: eight targets, four of L2 and of each kind of shadow data.
+            the ensemble, on CIFAR-10 10; ``quick``: two targets, 20 shadow models, 10 models in the ensemble of which four
+            are attacked, on CIFAR-10 8 narrow ones of 2,000 records, and for the null control 20 audits in place of 200;
+            ``full``: eight targets, four of L2 and of each kind of shadow data, and 18 models on CIFAR-10.
     """
     count = 2 if effort.quick else 8 if effort.full else 4
     attack = ShadowModels(shadows=20 if effort.quick else 60)
     targets = range(effort.seed, effort.seed + count)
     some = targets[: 4 if effort.full else 1]
     models, attacked = (10, 4) if effort.quick else (34, 34)
+    images = Ensemble(
+        name="cifar10", seed=effort.seed, models=18 if effort.full else 10, targets=18 if effort.full else 10,
+        data="cifar10", network="cnn", width=16, recipe=ON_IMAGES,
+    )  # fmt: skip
+    if effort.quick:
+        images = replace(images, models=8, targets=4, width=8, pool=2000)
     made: list[Case] = [
-        Ensemble(name="location30", seed=effort.seed, models=models, targets=attacked)
+        images,
+        Ensemble(name="location30", seed=effort.seed, models=models, targets=attacked),
     ]
     for seed in targets:
         made.append(Shokri(name="location30/strict", seed=seed, policies=POLICIES, attack=attack))
@@ -179,6 +199,9 @@ def cases(effort: Effort) -> list[Case]:
     for source in sources:
         name = f"location30/shadow-data/{source}"
         made += [Shokri(name=name, seed=seed, source=source, attack=attack) for seed in some]
+    audits, parts = (10, 2) if effort.quick else (50, 4)
+    for part in range(parts):
+        made.append(NullControl(seed=1000 * effort.seed + part * audits, audits=audits))
     for strength in L2:
         recipe = replace(RECIPE, weight_decay=2 * strength)
         name = f"location30/mitigation/l2-{strength:g}"
@@ -191,18 +214,21 @@ def run_case(case: Case, data: DataSet | None = None) -> Found:
 
     Args:
         case: the case.
-        data: in place of Location-30.
+        data: in place of the data set that it names.
     """
     begun = time.perf_counter()
-    used = data or _data()
+    used = data or _data(case.data)
     with one_thread():
-        found = _attacked(case, used) if isinstance(case, Shokri) else _compared(case, used)
+        if isinstance(case, NullControl):
+            found = run_null(case, used)
+        else:
+            found = _attacked(case, used) if isinstance(case, Shokri) else _compared(case, used)
     return found | {"seconds": time.perf_counter() - begun}
 
 
 @cache
-def _data() -> DataSet:
-    return load("location30")
+def _data(name: str) -> DataSet:
+    return load(name)
 
 
 def _all_of(data: DataSet) -> tuple[Tensor, Tensor]:
@@ -211,11 +237,13 @@ def _all_of(data: DataSet) -> tuple[Tensor, Tensor]:
     return inputs, torch.cat([data.labels_train, data.labels_test])
 
 
-def _trainer(data: DataSet, recipe: Recipe) -> Trainer:
-    def network(generator: torch.Generator) -> nn.Module:
-        return mlp(data.input_shape, (128,), data.classes, nn.Tanh, generator=generator)
+def _trainer(data: DataSet, recipe: Recipe, network: Network = "mlp", width: int = 128) -> Trainer:
+    def drawn(generator: torch.Generator) -> nn.Module:
+        if network == "cnn":
+            return cnn(data.input_shape, data.classes, width, generator=generator)
+        return mlp(data.input_shape, (width,), data.classes, nn.Tanh, generator=generator)
 
-    return Trainer(network=network, recipe=recipe)
+    return Trainer(network=drawn, recipe=recipe)
 
 
 # --- Shokri et al.
@@ -300,28 +328,33 @@ def _outcome(inside: Tensor, outside: Tensor) -> dict[str, object]:
 
 
 def _compared(case: Ensemble, data: DataSet) -> Found:
-    """AUC and true positives of each attack on each target."""
+    """AUC and true positives of each attack on each target, and how accurate the targets are."""
     generator = torch.Generator().manual_seed(case.seed)
     inputs, labels = _all_of(data)
     chosen = torch.randperm(len(inputs), generator=generator)[: case.pool]
     inside = halves(len(chosen), case.models, generator)
-    trainer = _trainer(data, case.recipe)
+    trainer = _trainer(data, case.recipe, case.network, case.width)
     references = ShadowEnsemble(train_fn=trainer).train(
         inputs[chosen], labels[chosen], inside, generator
     )
     found: dict[str, dict[str, list[float | None]]] = {}
+    right: tuple[list[float], list[float]] = [], []  # on others, on members
     count = 0
     for k in range(case.targets):
         rest, answers, members = references.against(k)
         evidence = Evidence.gather(answers, references.labels, rest)
         count = evidence.count
+        hits = answers[0].argmax(1) == references.labels
+        for shares, of in zip(right, (~members, members), strict=True):
+            shares.append(float(hits[of].mean()))
         for attack in ATTACKS:
             scores = attack.score(evidence)
             figures = membership_statistics.figures(scores[members], scores[~members], rates=_RATES)
             for name, one in figures.items():
                 value = None if isinstance(one, Unsupported) else one.value
                 found.setdefault(attack.name, {}).setdefault(name, []).append(value)
-    return {"attacks": found, "references": count}
+    accuracies = {"accuracy": right[0], "training_accuracy": right[1]}
+    return {"attacks": found, "references": count} | accuracies
 
 
 # --- the reproduction
@@ -337,19 +370,20 @@ def _side_by_side(todo: Sequence[Case]) -> Iterable[tuple[Case, Found]]:
 
 
 def reproduce_membership(effort: Effort) -> dict[str, object]:
-    """Membership inference on Location-30: Shokri et al.'s attack, mitigations, shadow data, and later attacks.
+    """Membership inference on Location-30: Shokri et al.'s attack, mitigations, shadow data; later attacks, on CIFAR-10 too.
 
     Args:
         effort: see `cases`.
 
     Raises:
-        DataError: Location-30 is not there.
+        DataError: Location-30 or CIFAR-10 is not there.
         OutputError: finished cases cannot be kept.
 
     Source: Shokri et al., S&P 2017, sections VI to VIII (figures recalled).
     """
     wanted = cases(effort)
-    _data()  # that it is not there must show before minutes of training
+    for name in sorted({case.data for case in wanted}):
+        _data(name)  # that it is not there must show before minutes of training
     kept = _Kept.opened(effort.folder)
     for case, found in kept.finished(wanted, _side_by_side, effort.progress):
         effort.progress(f"{case.name}, seed {case.seed} ({found['seconds']:.0f} s)")
@@ -370,12 +404,16 @@ def reproduce_membership(effort: Effort) -> dict[str, object]:
 
 def _figures(pairs: Sequence[tuple[Case, Found]]) -> list[Figure]:
     shokri: dict[str, list[tuple[Shokri, Found]]] = {}
+    null: list[tuple[NullControl, Found]] = []
     made: list[Figure] = []
     for case, found in pairs:
         if isinstance(case, Shokri):
             shokri.setdefault(case.name, []).append((case, found))
+        elif isinstance(case, NullControl):
+            null.append((case, found))
         else:
             made += _of_ensemble(case, found)
+    made += null_figures(null)
     return _of_targets(shokri["location30/strict"]) + [
         one for name, of in shokri.items() for one in _of_attack(name, of)
     ] + made  # fmt: skip
@@ -463,7 +501,9 @@ def _mean(
 
 def _of_ensemble(case: Ensemble, found: Found) -> list[Figure]:
     said: dict[str, object] = {
-        "references": found["references"], "pool": case.pool, "recipe": plain(case.recipe),
+        "references": found["references"], "pool": case.pool, "network": f"{case.network}, width {case.width}",
+        "recipe": plain(case.recipe), "target_accuracy": found["accuracy"],
+        "target_training_accuracy": found["training_accuracy"],
         "targets": "of one ensemble: they share a pool, and each is a reference of the others",
     }  # fmt: skip
     made = []

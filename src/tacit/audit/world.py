@@ -6,18 +6,18 @@ Members, non-members, the population that adversaries learn from and the evaluat
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tacit.attacks.access import TrainFunction
-from tacit.attacks.membership import AttackNetworks
 from tacit.audit.cells import Judge
 from tacit.core.errors import ConfigError, UnknownName
 from tacit.nn.data import DataSet, split_by_label, split_iid
 from tacit.nn.federated import Task
 from tacit.nn.local_work import accuracy, fit
 from tacit.nn.networks import cnn, mlp
+from tacit.nn.stacked import Recipe, Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,25 +88,17 @@ class World:
     population: tuple[Tensor, Tensor]
     judge: Judge
     seed: int
-    shared: dict[str, AttackNetworks] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
 
 
-def imitation(task: Task, settings: Settings) -> TrainFunction:
+def imitation(task: Task, settings: Settings) -> Trainer:
     """The recipe that an adversary imitates: the target's architecture, plain SGD until the records are learned."""
 
-    def train(inputs: Tensor, labels: Tensor, generator: torch.Generator) -> nn.Module:
-        model = mlp(task.input_shape, (settings.hidden,), task.classes, generator=generator)
-        return fit(
-            model,
-            inputs,
-            labels,
-            epochs=60,
-            batch_size=16,
-            learning_rate=settings.learning_rate,
-            generator=generator,
-        )
+    def network(generator: torch.Generator) -> nn.Module:
+        return mlp(task.input_shape, (settings.hidden,), task.classes, generator=generator)
 
-    return train
+    recipe = Recipe(epochs=60, batch_size=16, learning_rate=settings.learning_rate, optimiser="sgd")
+    return Trainer(network=network, recipe=recipe)
 
 
 def deal(data: DataSet, settings: Settings, seed: int) -> World:
