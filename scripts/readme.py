@@ -237,7 +237,7 @@ def transport() -> str:
 
 
 def two_parties(name: str) -> str:
-    """The rows of results/bench-two-party.json, bench-two-server.json or bench-dp-sgd.json."""
+    """The rows of results/bench-two-party.json, bench-two-server.json, bench-dp-sgd.json or bench-shadows.json."""
     result = _result(name)
     rows = [
         [
@@ -353,6 +353,89 @@ def private() -> str:
     )  # fmt: skip
 
 
+LATER = {
+    "lira-online": "LiRA, online", "lira-offline": "LiRA, offline", "student-lira-online": "LiRA, Student",
+    "rmia-online": "RMIA, online",
+    "rmia-offline": "RMIA, offline", "reference": "Reference", "loss": "Loss",
+}  # fmt: skip
+MITIGATIONS = {
+    "location30/strict/shokri": "all probabilities", "location30/mitigation/top3": "the top 3",
+    "location30/mitigation/top1": "the top 1", "location30/mitigation/labels": "the label",
+    "location30/mitigation/digits3": "3 digits", "location30/mitigation/digits1": "1 digit",
+    "location30/mitigation/temperature5": "temperature 5", "location30/mitigation/temperature20": "temperature 20",
+    "location30/mitigation/l2-0.001": "L2, 0.001", "location30/mitigation/l2-0.005": "L2, 0.005",
+}  # fmt: skip
+SOURCES = {
+    "location30/shared/shokri": "real, judged records among them", "location30/strict/shokri": "real, disjoint from them",
+    "location30/shadow-data/noisy0.1": "a tenth of the features wrong",
+    "location30/shadow-data/noisy0.2": "a fifth wrong", "location30/shadow-data/marginal": "drawn from marginals",
+    "location30/shadow-data/synthesised": "hill climbing on the target",
+}  # fmt: skip
+
+
+def _said(figures: dict[str, Any], name: str) -> str:
+    """A figure with its interval, the paper's beside it."""
+    found = figures[name]
+    if found["here"] is None:
+        return "—"
+    low, high = found["interval"]
+    paper = "" if found["paper"] is None else f" (paper {found['paper']:.3f}, recalled)"
+    return f"{found['here']:.3f} [{low:.3f}, {high:.3f}]{paper}"
+
+
+def _rows_of(
+    figures: dict[str, Any], names: dict[str, str], of: tuple[str, ...]
+) -> list[list[str]]:
+    return [[title, *(_said(figures, f"{name}/{one}") for one in of)] for name, title in names.items()]  # fmt: skip
+
+
+def membership_brief() -> str:
+    """The headlines of results/reproduce-14.json."""
+    result = _result("reproduce-14")
+    figures = {f["name"]: f for f in result["figures"]}
+    shokri = dict(list(SOURCES.items())[:2])
+    of = ("auc", "tpr@0.01fpr")
+    later = [
+        [title, *(_said(figures, f"{data}/{name}/{one}") for data in ("location30", "cifar10") for one in of)]
+        for name, title in LATER.items()
+    ]  # fmt: skip
+    null = figures["null-control/strongest-covers-chance"]
+    all_of = figures["null-control/all-cover-chance"]
+    wrong = figures["null-control/called-leaks"]
+    head = ["attack by reference models"]
+    head += [
+        f"{data}{of}"
+        for data in ("Location-30, ", "CIFAR-10, ")
+        for of in ("AUC", "TPR at 1 % FPR")
+    ]
+    terms = ("accuracy", "precision", "recall")
+    return "\n\n".join(
+        [
+            _table(["shadow data", *terms], _rows_of(figures, shokri, terms)),
+            _table(head, later),
+            f"Null control: of {null['n']} audits of models that saw neither set the interval of the strongest attack "
+            f"covers chance in {null['here']:.1%}, all intervals together in {all_of['here']:.1%}, and {wrong['here']:.1%} "
+            "call a leak.",
+            _measured_on(result),
+        ]
+    )
+
+
+def membership() -> str:
+    """All of results/reproduce-14.json: shadow data, mitigations, and what came later."""
+    result = _result("reproduce-14")
+    figures = {f["name"]: f for f in result["figures"]}
+    of = ("accuracy", "precision", "recall", "auc")
+    head = [*of[:3], "AUC"]
+    return "\n\n".join(
+        [
+            _table(["shadow data", *head], _rows_of(figures, SOURCES, of)),
+            _table(["what the target gives", *head], _rows_of(figures, MITIGATIONS, of)),
+            membership_brief().partition("\n\n")[2],
+        ]
+    )
+
+
 def curve() -> str:
     """Accuracy against the budget of one value, from results/reproduce-3.json, as a picture."""
     figures = {f["name"]: f for f in _result("reproduce-3")["figures"]}
@@ -430,17 +513,26 @@ PICTURES: dict[str, Callable[[], str]] = {"docs/images/plot-selective-svt.svg": 
 TABLES: dict[str, Callable[[], str]] = {
     "papers": papers, "matrix": matrix, "leakage": leakage, "selective": selective,
     "secure": secure, "secure-brief": secure_brief, "secagg": secagg, "transport": transport,
-    "two-server": two_server, "private": private,
+    "two-server": two_server, "private": private, "membership": membership, "membership-brief": membership_brief,
+    "bench-shadows": lambda: two_parties("bench-shadows"),
     "bench-dp-sgd": lambda: two_parties("bench-dp-sgd"),
     "bench-two-party": lambda: two_parties("bench-two-party"),
     "bench-two-server": lambda: two_parties("bench-two-server"),
 }  # fmt: skip
-_ELSEWHERE = "secure", "bench-dp-sgd", "bench-two-party", "bench-two-server"
+_ELSEWHERE = (
+    "secure",
+    "membership",
+    "bench-shadows",
+    "bench-dp-sgd",
+    "bench-two-party",
+    "bench-two-server",
+)
 PAGES = {
     "README.md": tuple(name for name in TABLES if name not in _ELSEWHERE),
     "docs/papers/03-selective-sgd.md": ("selective",),
     "docs/papers/04-dp-sgd.md": ("private", "bench-dp-sgd"),
     "docs/papers/06-secure-aggregation.md": ("secure", "secagg"),
+    "docs/papers/14-membership.md": ("membership", "bench-shadows"),
     "docs/federation.md": ("transport",),
     "docs/two-party.md": ("bench-two-party",),
     "docs/two-server.md": ("two-server", "bench-two-server"),

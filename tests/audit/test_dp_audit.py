@@ -43,10 +43,10 @@ def audit(scheme: DPSGD, run: int, canaries: GradientCanaries | None = None) -> 
 # --- gradients as canaries
 
 
-def test_an_honest_training_is_not_accused_in_twenty_of_twenty_runs() -> None:
-    found = [audit(SMALL, run) for run in range(20)]
+def test_an_honest_training_is_not_accused_in_eight_of_eight_runs() -> None:
+    found = [audit(SMALL, run) for run in range(8)]
     assert all(one["claim"] == pytest.approx(0.718, abs=0.001) for one in found)
-    assert sum(one["lower_bound"] <= one["claim"] and not one["exceeded"] for one in found) == 20
+    assert sum(one["lower_bound"] <= one["claim"] and not one["exceeded"] for one in found) == 8
 
 
 @pytest.mark.parametrize("noise", [0.8, 4.0])

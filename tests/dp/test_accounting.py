@@ -171,7 +171,7 @@ counts = st.integers(1, 2000)
 deltas = st.floats(-8, -3).map(lambda x: 10**x)
 
 
-@settings(steady, max_examples=200)
+@settings(steady, max_examples=60)
 @given(rates, multipliers, counts, deltas)
 def test_each_accountant_is_at_most_the_one_before(rate, noise, steps, delta):
     """Exactly for Rényi, whose orders hold all of the moments'; for the distributions up to a cell of their grid."""
@@ -197,7 +197,8 @@ def test_epsilon_grows_with_steps_and_rate_and_falls_with_noise(
 @every
 def test_the_order_of_composition_does_not_matter(accountant):
     parts = [(0.01, 4.0, 500), (1.0, 16.0, 1), (0.02, 2.0, 30), (0.01, 4.0, 250)]
-    found = {accountant.epsilon(order, 1e-5) for order in itertools.permutations(parts)}
+    orders = list(itertools.permutations(parts))[::5]
+    found = {accountant.epsilon(order, 1e-5) for order in orders}
     assert len(found) == 1
     assert found == {accountant.epsilon([(0.02, 2.0, 30), (0.01, 4.0, 750), (1.0, 16.0, 1)], 1e-5)}
     together, alone = found.pop(), accountant.epsilon(parts[:1], 1e-5)
