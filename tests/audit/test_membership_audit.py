@@ -455,6 +455,8 @@ def test_what_cannot_be_audited_is_refused_with_what_to_do() -> None:
         tacit.audit(model, members=members)
     with pytest.raises(UnknownName, match="lira-online"):
         tacit.audit(model, members=members, nonmembers=nonmembers, attacks=["lyra-online"])
+    with pytest.raises(ConfigError, match="names of 10 classes expected, 2 came"):
+        tacit.audit(model, members=members, nonmembers=nonmembers, class_names=["a", "b"])
     with pytest.raises(ConfigError, match="even number of at least 4"):
         tacit.audit(model, members=members, nonmembers=nonmembers, shadows=5)
     with pytest.raises(ConfigError, match="train_fn as a function expected"):

@@ -185,6 +185,7 @@ def audit(  # noqa: PLR0913 - each is an option of `tacit audit`
                 raise ConfigError("saved scores alone expected: they hold members and non-members")
             _check_limits(limits, len(model.members), len(model.nonmembers))
             run.open_saved(model)
+            _check_names(class_names, run.data["classes"])
         else:
             if members is None or nonmembers is None:
                 raise ConfigError("members and nonmembers expected: records, with labels, of both")
@@ -200,6 +201,7 @@ def audit(  # noqa: PLR0913 - each is an option of `tacit audit`
             trainer = _trainer(train_fn, target, parts.members)
             with _threads(target):
                 run.open_model(target, parts)
+                _check_names(class_names, run.data["classes"])  # before what takes long
                 if trainer is not None:
                     run.train_references(trainer, parts, folder)
         scored = list(run.scored(chosen))
@@ -237,6 +239,11 @@ def _chosen(names: Sequence[str] | None) -> list[Attack]:
         if name not in known:
             raise UnknownName("attack", name, known)
     return [attack for attack in ATTACKS if names is None or attack.name in names]
+
+
+def _check_names(names: Sequence[str] | None, classes: int | None) -> None:
+    if names is not None and classes is not None and len(names) < classes:
+        raise ConfigError(f"names of {classes} classes expected, {len(names)} came")
 
 
 def _check_limits(limits: Sequence[Limit], members: int, nonmembers: int) -> None:
