@@ -85,19 +85,19 @@ def test_a_party_that_is_killed_is_started_again_with_all_others(
 
     def progress(done: int, total: int) -> None:
         told.append(done)
-        if done >= 150 and len(started[role]) == 1:
+        if done >= 110 and len(started[role]) == 1:
             with suppress(ProcessLookupError):  # it is dead, and launch has not looked yet
                 os.kill(started[role][0], signal.SIGKILL)
 
-    changes = ["epochs=15", "batch_size=4", "loss=logistic", "learning_rate=0.03125"]
+    changes = ["epochs=8", "batch_size=4", "loss=logistic", "learning_rate=0.03125"]
     result = catalogue.train(
         "two-server", changes=changes, owners=2, records=40, link="tcp", out=tmp_path, progress=progress, note=said.append,
     )  # fmt: skip
     assert any(f"{role} was killed by signal 9: all are started again" in line for line in said)
     assert all(len(pids) == 2 for pids in started.values()) and len(started) == 5
     again = told[next(i for i, (one, two) in enumerate(pairwise(told)) if two < one) + 1 :]
-    assert again[0] in (101, 201, 301) and again[-1] == 300
-    assert result["accuracy"] > 0.5
+    assert again[0] == 101 and again[-1] == 160
+    assert result["accuracy"] > 0.4
 
 
 @pytest.mark.parametrize(

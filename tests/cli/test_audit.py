@@ -87,7 +87,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = Recipe(epochs=60, batch_size=50, learning_rate=0.01)
     model = Trainer(network=network(), recipe=recipe)(inputs[:200], labels[:200], generator)
     assert isinstance(model, nn.Sequential)
-    (folder / "own_nets.py").write_text(NETS)
+    (folder / "cli_nets.py").write_text(NETS)
     save_file(model.state_dict(), folder / "model.safetensors")
     write_onnx(model, folder / "model.onnx")
     for name, part in (
@@ -121,7 +121,7 @@ def test_a_module_with_its_recipe(
     capsys: pytest.CaptureFixture[str], own: list[str], made: Path
 ) -> None:
     code, out, err = tacit(
-        capsys, "own_nets:make", *own, *RECIPE, "--shadows", 4, "--population", made / "population.npz"
+        capsys, "cli_nets:make", *own, *RECIPE, "--shadows", 4, "--population", made / "population.npz"
     )  # fmt: skip
     assert code == 0, err
     assert "▲ leaks  The model gives away who was in its training data" in out
@@ -140,7 +140,7 @@ def test_a_module_with_a_function_that_trains_it(
     capsys: pytest.CaptureFixture[str], own: list[str], tmp_path: Path
 ) -> None:
     code, out, err = tacit(
-        capsys, "own_nets:make", *own, "--train", "own_nets:fit", "--shadows", 4, "--attacks", "loss, lira-online",
+        capsys, "cli_nets:make", *own, "--train", "cli_nets:fit", "--shadows", 4, "--attacks", "loss, lira-online",
         "--class-names", "red,green,blue", "--seed", 3, "--out", tmp_path / "new", "--json",
     )  # fmt: skip
     result = json.loads(out)  # exactly one object
@@ -167,7 +167,7 @@ def test_a_model_that_gives_labels_alone(
     capsys: pytest.CaptureFixture[str], own: list[str]
 ) -> None:
     code, out, err = tacit(
-        capsys, "own_nets:predicted", *own[2:], "--gives", "labels", "--attacks", "label-gap,loss", "--json"
+        capsys, "cli_nets:predicted", *own[2:], "--gives", "labels", "--attacks", "label-gap,loss", "--json"
     )  # fmt: skip
     result = json.loads(out)
     assert code == 0, err
@@ -210,7 +210,7 @@ def test_a_budget_of_queries_audits_fewer_records(
     capsys: pytest.CaptureFixture[str], own: list[str]
 ) -> None:
     code, out, err = tacit(
-        capsys, "own_nets:make", *own, "--attacks", "loss", "--budget", "210q", "--budget", "10m", "--json"
+        capsys, "cli_nets:make", *own, "--attacks", "loss", "--budget", "210q", "--budget", "10m", "--json"
     )  # fmt: skip
     result = json.loads(out)
     assert code == 0 and result["budget"]["queries"] == 210 and result["budget"]["seconds"] == 600
@@ -288,21 +288,21 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["own_nets:make"], "--members FILE expected"),
-        (["own_nets:make", "--members", "MADE/members.npz"], "--nonmembers FILE expected"),
-        (["own_nets:other", "RECORDS"], "own_nets:other"),
+        (["cli_nets:make"], "--members FILE expected"),
+        (["cli_nets:make", "--members", "MADE/members.npz"], "--nonmembers FILE expected"),
+        (["cli_nets:other", "RECORDS"], "cli_nets:other"),
         (["nowhere.onnx", "RECORDS"], "there is no file nowhere.onnx"),
-        (["own_nets", "RECORDS"], "module:attribute, a .onnx or a .safetensors file expected"),
-        (["own_nets:make", "RECORDS", "--weights", "MADE/members.npz"], "cannot be read as"),
-        (["own_nets:make", "RECORDS", "--gives", "scores"], "no kind of answer is called 'scores'"),
-        (["own_nets:make", "RECORDS", "--train", "own_nets:fitt"], "own_nets:fitt"),
-        (["own_nets:make", "RECORDS", "--train", "own_nets:fit", *RECIPE], "both came"),
-        (["own_nets:make", "RECORDS", "--recipe", "epochs"], "int expected"),
-        (["own_nets:make", "RECORDS", "--attacks", "lira-onlin"], "did you mean lira-online"),
-        (["own_nets:make", "RECORDS", "--budget", "soon"], "600s, 10m, 2h or 5000q expected"),
-        (["own_nets:make", "RECORDS", "--shadows", "5"], "even number"),
-        (["own_nets:make", "RECORDS", "--fail-above", "auc"], "METRIC=VALUE"),
-        (["own_nets:make", "RECORDS", "--fail-above", "acc=1"], "no metric is called 'acc'"),
+        (["cli_nets", "RECORDS"], "module:attribute, a .onnx or a .safetensors file expected"),
+        (["cli_nets:make", "RECORDS", "--weights", "MADE/members.npz"], "cannot be read as"),
+        (["cli_nets:make", "RECORDS", "--gives", "scores"], "no kind of answer is called 'scores'"),
+        (["cli_nets:make", "RECORDS", "--train", "cli_nets:fitt"], "cli_nets:fitt"),
+        (["cli_nets:make", "RECORDS", "--train", "cli_nets:fit", *RECIPE], "both came"),
+        (["cli_nets:make", "RECORDS", "--recipe", "epochs"], "int expected"),
+        (["cli_nets:make", "RECORDS", "--attacks", "lira-onlin"], "did you mean lira-online"),
+        (["cli_nets:make", "RECORDS", "--budget", "soon"], "600s, 10m, 2h or 5000q expected"),
+        (["cli_nets:make", "RECORDS", "--shadows", "5"], "even number"),
+        (["cli_nets:make", "RECORDS", "--fail-above", "auc"], "METRIC=VALUE"),
+        (["cli_nets:make", "RECORDS", "--fail-above", "acc=1"], "no metric is called 'acc'"),
         (["MADE/model.onnx", "RECORDS", *RECIPE, "--gives", "logits"], "a recipe is not enough"),
         (["MADE/scores.csv", "RECORDS"], "leave out --members, --nonmembers"),
         (["MADE/scores.csv", *RECIPE], "leave out --recipe"),
