@@ -80,6 +80,9 @@ PAPERS: tuple[Paper, ...] = (
         technique="descend from confidence to input",
         training="—",
         module="attacks/model_inversion.py",
+        status="part",
+        note="Works in Python: MI-Face on all classes at once, by gradients, numeric gradients and SPSA. Planned: a "
+        "reproduction, columns of the matrix, tabular attributes.",
     ),
     Paper(
         number=2,
@@ -233,6 +236,9 @@ PAPERS: tuple[Paper, ...] = (
         technique="solve equations in the confidences; adaptive retraining",
         training="—",
         module="attacks/extraction.py",
+        status="part",
+        note="Works in Python: regression models and networks of one hidden layer from confidences, linear models from "
+        "labels. Planned: a reproduction, columns of the matrix, an endpoint, networks from labels.",
     ),
 )
 
