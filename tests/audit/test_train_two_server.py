@@ -67,6 +67,7 @@ def test_processes_give_the_weights_of_one_process_and_tell_losses(tmp_path: Pat
     assert json.loads((tmp_path / "run.json").read_text())["losses"][0][0] == 0
 
 
+@pytest.mark.slow
 def test_a_party_that_is_killed_is_started_again_with_all_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -338,7 +338,14 @@ def overheard(hub: LocalHub, answers: list[Message]) -> Iterator[None]:
         hub._views[SERVER] = view
 
 
-@pytest.mark.parametrize(("n", "absent"), grouped((2, 3, 4, 5, 6), SEMI), ids=str)
+@pytest.mark.parametrize(
+    ("n", "absent"),
+    [
+        *grouped((2, 3, 4, 5), SEMI),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in grouped((6,), SEMI)),
+    ],
+    ids=str,
+)
 def test_the_sum_of_the_survivors_is_exact_or_the_round_ends_typed_for_every_dropout_pattern(
     n: int, absent: tuple[int, ...]
 ) -> None:
