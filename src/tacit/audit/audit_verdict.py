@@ -10,7 +10,6 @@ only an AUC above what that reaches counts.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -21,6 +20,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from tacit.audit import words
 from tacit.audit.statistics import FloatArray, negatives_needed
 from tacit.core.errors import ConfigError, NotEnoughEvidence, UnknownName
 
@@ -35,7 +35,6 @@ ERROR = 0.05
 DEALS = 1000
 _AT_ONCE = 4_000_000  # numbers of a deal
 
-_RATE = re.compile(r"tpr@([0-9.eE-]+)fpr")
 _PLAIN = ("auc", "balanced_accuracy", "epsilon")
 
 
@@ -133,7 +132,7 @@ def judged(attacks: Sequence[Entry], data: Entry) -> Judged:
     if tails:
         p_value, one, rate, metric = min(tails, key=lambda tail: tail[0])
         if p_value <= ERROR / 2 / len(tails):
-            share = float(_RATE.fullmatch(rate)[1])  # type: ignore[index]
+            share = words.rate(rate) or 0.0
             why = (
                 f"{one['title']} finds {100 * metric['value']:.1f} % of members while it accuses at most {100 * share:g} % "
                 f"of non-members wrongly; by chance that happens with probability {p_value:.1g}."
@@ -176,11 +175,10 @@ class Limit:
             ConfigError: it is written otherwise, or a number is out of range.
         """
         metric, _, value = text.rpartition("=")
-        found = _RATE.fullmatch(metric)
-        if metric and found is None and metric not in _PLAIN:
-            raise UnknownName("metric", metric, (*_PLAIN, "tpr@0.01fpr"))
         try:
-            rate = None if found is None else float(found[1])
+            rate = words.rate(metric)
+            if metric and rate is None and metric not in _PLAIN:
+                raise UnknownName("metric", metric, (*_PLAIN, "tpr@0.01fpr"))
             limit = float(value)
             if not metric or (rate is not None and not 0 < rate < 1) or not limit >= 0:
                 raise ValueError
@@ -276,7 +274,7 @@ def _means(result: Entry) -> str:
     ]
     if found:
         rate, metric = found[-1]
-        share = float(_RATE.fullmatch(rate)[1])  # type: ignore[index]
+        share = words.rate(rate) or 0.0
         ranked += (
             f" If it may accuse {100 * share:g} % of non-members wrongly, it finds {100 * metric['value']:.1f} % of the "
             f"members; chance would find {100 * share:g} %."

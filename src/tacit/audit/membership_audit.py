@@ -50,7 +50,7 @@ from tacit.audit.audited_data import Records, SavedScores, checks, records_of
 from tacit.audit.figures import one_thread
 from tacit.audit.membership_statistics import FALSE_POSITIVE_RATES, Unsupported
 from tacit.audit.provenance import header, plain
-from tacit.audit.targets import Gives, Predict, Target, target_of, train_function
+from tacit.audit.targets import BATCH, Gives, Predict, Target, target_of, train_function
 from tacit.core.errors import (
     BudgetExhausted,
     ConfigError,
@@ -71,7 +71,6 @@ DELTA = 1e-5
 #: Parameters below which a module is trained and asked by one thread.
 SMALL = 1_000_000
 _EXPOSED = 20
-_BATCH = 1024
 _CURVE = 200
 
 
@@ -452,9 +451,9 @@ class _Run:
         with torch.no_grad():
             for q, query in enumerate(queries):
                 parts = []
-                for low in range(0, len(inputs), _BATCH):
+                for low in range(0, len(inputs), BATCH):
                     self.watch(what, q * len(inputs) + low, total)
-                    asked = query(inputs[low : low + _BATCH].to(target.device))
+                    asked = query(inputs[low : low + BATCH].to(target.device))
                     parts.append(target.model(asked).detach().cpu().numpy())
                 found.append(np.concatenate(parts))
         return np.stack(found)

@@ -227,7 +227,7 @@ def beside_chance(entry: Result, chance: float) -> State:
 
 def rate(metric: str) -> float | None:
     """The false positive rate of a metric like ``tpr@0.01fpr``, which is also its chance; None of another metric."""
-    found = re.fullmatch(r"tpr@([0-9.e-]+)fpr", metric)
+    found = re.fullmatch(r"tpr@([0-9.eE-]+)fpr", metric)
     return float(found[1]) if found else None
 
 
