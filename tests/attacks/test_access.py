@@ -8,6 +8,7 @@ import torch
 from tacit.attacks.access import Knowledge, Labels, QueryCounter, Scores
 from tacit.core.errors import BudgetExhausted, ConfigError
 from tacit.nn.federated import Task
+from tacit.nn.policies import Policy
 
 
 def test_scores_are_probabilities_and_labels_their_maximum(task: Task) -> None:
@@ -36,3 +37,22 @@ def test_knowledge_is_described_by_sizes_and_what_lacks_is_named(task: Task) -> 
     assert known.described() == {"input_shape": [1, 4, 4], "classes": 4, "population_records": 8}
     with pytest.raises(ConfigError, match="attack x needs to know train_fn"):
         known.need("attack x", ["classes", "train_fn"])
+
+
+class _Elsewhere:
+    """An endpoint that has applied its policy already, as one over HTTP has."""
+
+    def scores(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[0.3, 0.7]], dtype=torch.float64).expand(len(inputs), 2)
+
+    def labels(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(inputs), dtype=torch.int64)
+
+
+def test_an_endpoint_answers_as_it_is_and_its_records_are_counted() -> None:
+    inputs, counter = torch.zeros(3, 4), QueryCounter(budget=7)
+    answers = Scores(_Elsewhere(), counter, Policy(digits=1)).scores(inputs)
+    assert answers.tolist() == [[0.3, 0.7]] * 3
+    assert Labels(_Elsewhere(), counter).labels(inputs).tolist() == [1, 1, 1]
+    with pytest.raises(BudgetExhausted, match="1 of 7 left"):
+        Labels(_Elsewhere(), counter).labels(inputs)

@@ -7,6 +7,7 @@ from tacit.core import errors
 from tacit.core.errors import (
     ConfigError,
     Diverged,
+    EndpointRefused,
     PeerRefused,
     TacitError,
     TooFewParties,
@@ -70,8 +71,8 @@ def test_too_few_parties_names_who_is_missing_and_why():
 @pytest.mark.parametrize("kind", classes(), ids=lambda kind: kind.__name__)
 def test_every_class_that_a_peer_may_name_is_found_by_its_name(kind):
     found = by_name(kind.__name__)
-    # A caller's mistakes are not a peer's to report, and TooFewParties takes more than a text.
-    if issubclass(kind, ConfigError) or kind is TooFewParties:
+    # A caller's mistakes are not a peer's to report, and two classes take more than a text.
+    if issubclass(kind, (ConfigError, TooFewParties, EndpointRefused)):
         assert found is PeerRefused
     else:
         assert found is kind and str(found("text")) == "text"

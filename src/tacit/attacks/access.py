@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -53,16 +54,28 @@ def _in_batches(model: nn.Module, inputs: Tensor, batch: int = 1024) -> Tensor:
         return torch.cat([model(part) for part in torch.split(inputs, batch)])
 
 
+class Endpoint(Protocol):
+    """A model that answers from elsewhere, as a client of an HTTP endpoint does: it has applied its policy already."""
+
+    def scores(self, inputs: Tensor) -> Tensor:
+        """What is given out of the class probabilities, (n, classes) float64, for ``inputs`` (n, *input shape)."""
+        ...
+
+    def labels(self, inputs: Tensor) -> Tensor:
+        """Predicted classes, (n,) int64, for ``inputs`` (n, *input shape)."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Labels:
     """Black-box access to the predicted label of any record.
 
     Args:
-        model: gives one logit a class, (n, classes). The adversary never touches it but through `labels`.
+        model: gives one logit a class, (n, classes); or an endpoint. The adversary never touches it but through `labels`.
         counter: counts queries.
     """
 
-    model: nn.Module = field(repr=False)
+    model: nn.Module | Endpoint = field(repr=False)
     counter: QueryCounter = field(default_factory=QueryCounter)
 
     def labels(self, inputs: Tensor) -> Tensor:
@@ -72,6 +85,8 @@ class Labels:
             BudgetExhausted: the query budget is spent.
         """
         self.counter.charge(len(inputs))
+        if not isinstance(self.model, nn.Module):
+            return self.model.labels(inputs)
         return _in_batches(self.model, inputs).argmax(1)
 
 
@@ -80,12 +95,12 @@ class Scores:
     """Black-box access to the class probabilities of any record, or to what a policy leaves of them.
 
     Args:
-        model: gives one logit a class, (n, classes). The adversary never touches it but through `scores`.
+        model: gives one logit a class, (n, classes); or an endpoint. The adversary never touches it but through `scores`.
         counter: counts queries.
-        policy: what is done to each answer; the adversary knows it.
+        policy: what is done to each answer, here or at the endpoint; the adversary knows it.
     """
 
-    model: nn.Module = field(repr=False)
+    model: nn.Module | Endpoint = field(repr=False)
     counter: QueryCounter = field(default_factory=QueryCounter)
     policy: Policy = EVERYTHING
 
@@ -96,6 +111,8 @@ class Scores:
             BudgetExhausted: the query budget is spent.
         """
         self.counter.charge(len(inputs))
+        if not isinstance(self.model, nn.Module):
+            return self.model.scores(inputs)
         return self.policy.answers(_in_batches(self.model, inputs))
 
 

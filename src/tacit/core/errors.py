@@ -20,6 +20,10 @@
     │   ├── Deadlock           every party waits and nothing is under way
     │   ├── CheatingDetected   a check that an honest party passes was failed
     │   └── AuthenticationFailed   a peer's or own certificate is not what it must be
+    ├── EndpointError          a prediction endpoint does not do what it should
+    │   ├── EndpointUnreachable    nobody answers, or not in time, after all retries
+    │   ├── EndpointRefused    it will not answer this: an unknown key, a wrong shape, more than is allowed
+    │   └── EndpointJunk       it answers with something that is no answer
     ├── DecryptionFailed       a ciphertext is damaged, or meant for another key or context
     ├── BudgetExhausted        no queries or no privacy budget left
     └── NotEnoughEvidence      a figure was asked for that the sample cannot support
@@ -139,6 +143,30 @@ class AuthenticationFailed(ProtocolError):
     """A peer's or own certificate is not what it must be."""
 
 
+class EndpointError(TacitError):
+    """A prediction endpoint does not do what it should."""
+
+
+class EndpointUnreachable(EndpointError):
+    """Nobody answers, or not in time, after all retries."""
+
+
+class EndpointRefused(EndpointError):
+    """The endpoint will not answer this: an unknown key, a wrong shape, more than is allowed.
+
+    Attributes:
+        status: of HTTP.
+    """
+
+    def __init__(self, message: str, *, status: int) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class EndpointJunk(EndpointError):
+    """The endpoint answers with something that is no answer."""
+
+
 class DecryptionFailed(TacitError):
     """A ciphertext is damaged, or was meant for another key or context."""
 
@@ -160,7 +188,9 @@ def by_name(name: str) -> type[TacitError]:
     if not isinstance(found, type) or not issubclass(found, TacitError):
         return PeerRefused
     # A peer's word must not pass for a mistake of this side's caller.
-    return PeerRefused if issubclass(found, (ConfigError, TooFewParties)) else found
+    return (
+        PeerRefused if issubclass(found, (ConfigError, EndpointRefused, TooFewParties)) else found
+    )
 
 
 class TacitWarning(UserWarning):
