@@ -63,9 +63,18 @@ def papers() -> str:
 
 
 def matrix() -> str:
-    """The matrix of results/compare-digits.json."""
+    """The matrix of results/compare-digits.json: attacks on records."""
+    return _matrix("records")
+
+
+def matrix_of_model() -> str:
+    """The same: attacks on the finished model itself."""
+    return _matrix("model")
+
+
+def _matrix(about: str) -> str:
     result = _result("compare-digits")
-    attacks = [a["name"] for a in result["attacks"]]
+    attacks = [a["name"] for a in result["attacks"] if a.get("about", "records") == about]
     rows = []
     for p in result["protections"]:
         name = f"{p['name']} *(control)*" if p["control"] else p["name"]

@@ -23,6 +23,7 @@ from tacit.audit.compare import compare as run_compare
 from tacit.audit.federation import TWO_SERVER, Federation
 from tacit.audit.launch import launch
 from tacit.audit.membership_cells import MembershipFrom, ReferenceModels
+from tacit.audit.model_cells import ExtractionFrom, InversionFrom
 from tacit.audit.train import Setting
 from tacit.audit.train import train as run_train
 from tacit.audit.world import Settings
@@ -426,6 +427,11 @@ def plans(*, quick: bool = False) -> tuple[Plan, ...]:
         ReferenceModels(RMIA(online=True), "Membership by RMIA, from scores", models),
         MembershipFrom(LabelGap(), "Membership from labels only", "labels"),
         StrongAdversary(models=6 if quick else 4),  # one seed alone must tell, or three together
+        ExtractionFrom("scores"),
+        ExtractionFrom("labels"),
+        InversionFrom("holder"),
+        InversionFrom("scores"),
+        InversionFrom("labels"),
     )
 
 

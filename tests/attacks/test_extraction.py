@@ -10,7 +10,7 @@ from torch import nn
 from tacit.attacks.access import Knowledge, QueryCounter, Scores
 from tacit.attacks.extraction import Box, EquationSolving, Unfinished, design, wavering
 from tacit.attacks.extraction_fit import POWERS, AffineModel, from_rounded, with_one
-from tacit.attacks.extraction_network import NetworkEquations, _Loss
+from tacit.attacks.extraction_network import NetworkEquations, NetworkLoss
 from tacit.audit.extraction_metrics import fidelity
 from tacit.core.errors import BudgetExhausted, ConfigError, DataError
 from tacit.nn.data import load
@@ -421,7 +421,7 @@ def test_the_gradient_of_a_network_is_that_of_its_loss():
     for policy in (Policy(temperature=2.0), Policy(temperature=2.0, digits=2)):
         with torch.no_grad():
             answers = policy.answers(target(points))
-        loss = _Loss(with_one(points), answers, 3, policy)
+        loss = NetworkLoss(with_one(points), answers, 3, policy)
         weights = loss.start(generator)
         _, gradient = loss(weights)
         for i in range(len(weights)):

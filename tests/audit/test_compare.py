@@ -150,7 +150,7 @@ class Interrupted:
 
     name = "interrupted@server"
     title = explains = chance_means = ""
-    metric = "exposed"
+    metric, about = "exposed", "records"
 
     def __init__(self) -> None:
         self.calls = 0
@@ -224,6 +224,7 @@ class Failing:
     title: ClassVar[str] = ""
     metric: ClassVar[str] = "auc"
     explains: ClassVar[str] = ""
+    about: ClassVar[str] = "records"
     chance_means: ClassVar[str] = ""
 
     def measure(self, trial: Trial) -> Measurement:
@@ -371,6 +372,7 @@ def test_damaged_progress_is_one_typed_error(tmp_path: Path, rows: object) -> No
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     class Second:
         name, title, metric, explains, chance_means = "second@server", "", "auc", "", ""
+        about = "records"
 
         def measure(self, trial: Trial) -> Measurement:
             with pytest.raises(ConfigError, match="another run is using"):

@@ -126,9 +126,9 @@ def test_accuracies_queries_and_figures_are_those_of_the_model(leaking: Any) -> 
     assert by_name(report)["loss"]["metrics"]["auc"]["value"] == pytest.approx(
         area.item(), abs=1e-4
     )
-    # Each of 600 once for the answers; 17 times for flips or noise; 200 of the population.
+    # Each of 600 once for the answers; 17 times for flips or noise; 200 of the population; 64 features and one.
     assert by_name(report)["loss"]["queries"] == 600
-    assert report["budget"]["queries_spent"] == 600 + 200 + 600 * 17
+    assert report["budget"]["queries_spent"] == 600 + 200 + 600 * 17 + 65
     tails = by_name(report)["loss"]["metrics"]
     assert tails["tpr@0.1fpr"]["p_value"] < 0.01
     assert tails["tpr@0.01fpr"] == {
@@ -147,7 +147,7 @@ def test_the_report_tells_classes_and_whom_to_look_at(leaking: Any) -> None:
     assert first["label"] == int(members[1][first["record"]])
     assert first["at_most"] >= first["false_positive_rate"]
     assert report["epsilon"]["value"] > 0
-    assert len(report["paragraphs"]) == 3
+    assert len(report["paragraphs"]) == 4
 
 
 def test_a_model_trained_without_either_set_shows_nothing() -> None:

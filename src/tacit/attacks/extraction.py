@@ -133,7 +133,7 @@ class Asked:
     """
 
     def __init__(self, ask: Callable[[Tensor], Tensor], box: Box) -> None:
-        self._ask, self._box = ask, box
+        self._ask, self.box = ask, box
         self._inputs: list[Tensor] = []
         self._answers: list[Tensor] = []
 
@@ -163,7 +163,7 @@ class Asked:
             if "dtype" not in str(error):
                 raise
             raise ConfigError(
-                f"the target does not take {self._box.dtype}: set Box.dtype to what it takes"
+                f"the target does not take {self.box.dtype}: set Box.dtype to what it takes"
             ) from error
         if not bool(answers.isfinite().all()):
             broken = int((~answers.isfinite()).flatten(1).any(1).sum())

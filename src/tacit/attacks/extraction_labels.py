@@ -23,8 +23,9 @@ Source:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,14 @@ from tacit.attacks.extraction import Asked, Box, needed, wavering
 from tacit.attacks.extraction_fit import AffineModel, with_one
 from tacit.core.errors import ConfigError, DataError, NotEnoughEvidence
 
+#: Of L-BFGS in the last training; earlier ones get a fifth, as the next goes on from there.
+STEPS = 500
+#: Records given to a model at a time; bounds the memory.
+BATCH = 8192
+
 FloatArray = npt.NDArray[np.float64]
+
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,19 +120,19 @@ class LineSearch:
         target = Asked(access.labels, self.box)
         ends = self._both(target, shape, generator)
         far = self.box.drawn(width, shape, generator).flatten(1)
-        labels = _checked(target.about(far.reshape(-1, *shape)), 2)
+        labels = checked_labels(target.about(far.reshape(-1, *shape)), 2)
         # Of each line the end of label 0 and that of label 1.
         low = torch.where(labels[:, None] == 0, far, ends[0])
         high = torch.where(labels[:, None] == 1, far, ends[1])
         for _ in range(self.halvings):
             middle = self.box.inside((low.double() + high.double()) / 2)
-            above = _checked(target.about(middle.reshape(-1, *shape)), 2)[:, None] == 1
+            above = checked_labels(target.about(middle.reshape(-1, *shape)), 2)[:, None] == 1
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
         points = with_one((low.double() + high.double()) / 2)
         plane = torch.linalg.svd(points).Vh[-1]
         sides = with_one(torch.stack([ends[1], ends[0]])) @ plane
         plane = plane * torch.where(sides[0] < sides[1], -1.0, 1.0)
-        return _result(_between(plane), target)
+        return label_extraction(_between(plane), target)
 
     def _both(
         self, target: Asked, shape: tuple[int, ...], generator: torch.Generator
@@ -135,7 +143,7 @@ class LineSearch:
         while len(seen) < 2 and asked < self.draws:
             some = min(max(2, asked), self.draws - asked)
             drawn = self.box.drawn(some, shape, generator)
-            labels = _checked(target.about(drawn), 2)
+            labels = checked_labels(target.about(drawn), 2)
             for label in (0, 1):
                 if label not in seen and bool((labels == label).any()):
                     seen[label] = drawn.flatten(1)[labels == label][0]
@@ -204,22 +212,24 @@ class Retraining:
             Unfinished: the budget does not do; what was asked is kept.
         """
         shape, classes = needed(self.name, knowledge)
-        width = math.prod(shape)
         target = Asked(access.labels, self.box)
         rounds = self.rounds if self.choice == "adaptive" else 0
-        first = self.queries if not rounds else max(1, self.queries // (rounds + 1))
-        _checked(target.about(self.box.drawn(first, shape, generator)), classes)
-        model = self.solve(target.inputs, target.answers, classes)
-        for left in range(rounds, 0, -1):
-            some = (self.queries - len(target.inputs)) // left
-            if some:
-                records = wavering(model, self.box, some, width, generator)
-                _checked(target.about(records.reshape(-1, *shape)), classes)
-                model = self.solve(target.inputs, target.answers, classes, model)
-        return _result(model, target)
+
+        def train(start: AffineModel | None, last: bool) -> AffineModel:
+            steps = STEPS if last else STEPS // 5
+            return self.solve(target.inputs, target.answers, classes, start, steps)
+
+        budget = (self.queries, rounds)
+        model = retrained(target, shape, classes, budget, generator, train)
+        return label_extraction(model, target)
 
     def solve(
-        self, inputs: Tensor, labels: Tensor, classes: int, start: AffineModel | None = None
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        classes: int,
+        start: AffineModel | None = None,
+        steps: int = STEPS,
     ) -> AffineModel:
         """The model that names these labels.
 
@@ -228,6 +238,7 @@ class Retraining:
             labels: (n,) int64.
             classes: how many there are.
             start: where to start from; None from zero.
+            steps: the most of L-BFGS.
         """
         points = with_one(inputs).cpu()
         wanted = torch.nn.functional.one_hot(labels.cpu(), classes).double()
@@ -248,10 +259,45 @@ class Retraining:
             weights,
             jac=True,
             method="L-BFGS-B",
-            options={"maxiter": 500, "maxfun": 1000, "ftol": 1e-12, "gtol": 1e-9},
+            options={"maxiter": steps, "maxfun": 2 * steps, "ftol": 1e-12, "gtol": 1e-9},
         )
         trained = torch.from_numpy(found.x).view(classes, -1).to(inputs.device)
         return AffineModel(trained[:, 1:].clone(), trained[:, 0].clone())
+
+
+def retrained(
+    target: Asked,
+    shape: tuple[int, ...],
+    classes: int,
+    budget: tuple[int, int],
+    generator: torch.Generator,
+    train: Callable[[M | None, bool], M],
+) -> M:
+    """Train on uniform records, then in each round on about as many more at which the model trained so far wavers.
+
+    Args:
+        target: what is asked; `train` finds there what it said.
+        shape: of a record.
+        classes: that labels may name.
+        budget: queries in all, and rounds after the first.
+        generator: draws the records.
+        train: given the last model, and whether this is the last training.
+
+    Raises:
+        DataError: a label is not a class.
+        Unfinished: the budget does not do.
+    """
+    queries, rounds = budget
+    first = max(1, queries // (rounds + 1))
+    checked_labels(target.about(target.box.drawn(first, shape, generator)), classes)
+    model = train(None, rounds == 0)
+    for left in range(rounds, 0, -1):
+        some = (queries - len(target.inputs)) // left
+        if some:
+            records = wavering(model, target.box, some, math.prod(shape), generator)
+            checked_labels(target.about(records.reshape(-1, *shape)), classes)
+            model = train(model, left == 1)
+    return model
 
 
 def _between(plane: Tensor) -> AffineModel:
@@ -260,18 +306,25 @@ def _between(plane: Tensor) -> AffineModel:
     return AffineModel(rows[:, 1:], rows[:, 0])
 
 
-def _result(model: torch.nn.Module, target: Asked) -> LabelExtraction:
+def label_extraction(model: torch.nn.Module, target: Asked) -> LabelExtraction:
+    """The result, with the share of what was asked on which model and target agree."""
     with torch.no_grad():
-        named = model(target.inputs).argmax(1)
+        parts = torch.split(target.inputs, BATCH)
+        named = torch.cat([model(part).argmax(1) for part in parts])
+    said = target.answers if target.answers.dim() == 1 else target.answers.argmax(1)
     return LabelExtraction(
         model=model,
         queries=len(target.inputs),
-        agreement=float((named == target.answers).double().mean()),
+        agreement=float((named == said).double().mean()),
     )
 
 
-def _checked(labels: Tensor, classes: int) -> Tensor:
-    """That labels (n,) are of so many classes."""
+def checked_labels(labels: Tensor, classes: int) -> Tensor:
+    """Labels (n,), of so many classes.
+
+    Raises:
+        DataError: one is no class.
+    """
     if labels.dim() != 1 or not bool(((labels >= 0) & (labels < classes)).all()):
         raise DataError(
             f"labels 0 to {classes - 1} expected, others came: correct Knowledge.classes"

@@ -164,7 +164,7 @@ class NetworkEquations:
         """
         points = with_one(inputs)
         spare = max(1, round(0.3 * self.hidden)) if self.spare is None else self.spare
-        loss = _Loss(points, answers, self.hidden + spare, policy)
+        loss = NetworkLoss(points, answers, self.hidden + spare, policy)
         running = [(math.inf, loss.start(generator)) for _ in range(self.starts)]
         steps = self.steps
         while True:
@@ -181,14 +181,25 @@ class NetworkEquations:
         return HiddenLayerModel(inner.clone().to(inputs.device), outer.clone().to(inputs.device))
 
 
-class _Loss:
-    """The loss of all weights in one vector, and its gradient; on the CPU, as L-BFGS is."""
+class NetworkLoss:
+    """The loss of all weights in one vector, and its gradient; on the CPU, as L-BFGS is.
 
-    def __init__(self, points: Tensor, answers: Tensor, hidden: int, policy: Policy) -> None:
+    Args:
+        points: (n, 1 + d), see `with_one`; in float32 or float64, in which the loss is computed.
+        answers: (n, c) probabilities of the same type.
+        hidden: units.
+        policy: of the answers: exact ones are fitted in their logarithms, others by cross-entropy.
+        ridge: weight of the squared weights beside the loss of a record.
+    """
+
+    def __init__(
+        self, points: Tensor, answers: Tensor, hidden: int, policy: Policy, ridge: float = 0.0
+    ) -> None:
         self._points, self._answers = points.cpu(), answers.cpu()
-        self._hidden, self._temperature = hidden, policy.temperature
+        self._hidden, self._temperature, self._ridge = hidden, policy.temperature, ridge
         self._error: Callable[[Tensor], tuple[Tensor, Tensor]] = self._cross_entropy
-        if policy.digits is None and bool((answers >= SMALLEST).all()):
+        exact = policy.digits is None and not policy.labels_only
+        if exact and bool((answers >= SMALLEST).all()):
             logarithms = policy.temperature * self._answers.log()
             self._wanted = logarithms - logarithms.mean(1, keepdim=True)
             self._error = self._squares
@@ -219,14 +230,16 @@ class _Loss:
 
     def __call__(self, vector: FloatArray) -> tuple[float, FloatArray]:
         """The mean loss over the records, and its gradient."""
-        inner, outer = self.parts(torch.from_numpy(vector))
+        weights = torch.from_numpy(vector)
+        inner, outer = self.parts(weights.to(self._points.dtype))
         hidden = torch.tanh(self._points @ inner.T)
-        lifted = with_one(hidden)
+        lifted = torch.cat([torch.ones_like(hidden[:, :1]), hidden], 1)
         loss, uphill = self._error(lifted @ outer.T)
         back = (uphill @ outer[:, 1:]) * (1 - hidden * hidden)
         gradient = torch.cat([(back.T @ self._points).flatten(), (uphill.T @ lifted).flatten()])
         rows = len(self._points)
-        return float(loss) / rows, (gradient / rows).numpy()
+        value = float(loss) / rows + self._ridge * float(weights @ weights) / 2
+        return value, (gradient.double() / rows + self._ridge * weights).numpy()
 
     def descended(self, weights: FloatArray, steps: int) -> tuple[float, FloatArray]:
         """The loss after so many steps of L-BFGS, and the weights."""

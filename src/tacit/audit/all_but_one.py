@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from tacit.attacks.access import Knowledge
 from tacit.attacks.all_but_one import FloatArray, in_order, logit_margin
-from tacit.audit.cells import Measurement, Trial
+from tacit.audit.cells import About, Measurement, Trial
 from tacit.audit.statistics import Estimate, auc, auc_interval
 from tacit.core.claims import Claim, PrivacyLoss
 from tacit.core.coins import Coins
@@ -159,6 +159,7 @@ class StrongAdversary:
     records: int = 20
     seconds: float = 180.0
     name: ClassVar[str] = "all-but-one@holder"
+    about: ClassVar[About] = "records"
     title: ClassVar[str] = "The one record that is not known, from the model"
     metric: ClassVar[str] = "auc"
     explains: ClassVar[str] = (

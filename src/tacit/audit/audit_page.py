@@ -31,6 +31,7 @@ _KINDS = {
     "module": "a torch module",
     "callable": "a function",
     "onnx": "an ONNX model",
+    "endpoint": "an HTTP endpoint",
     "scores": "saved scores",
     "answers": "saved answers",
 }
@@ -105,6 +106,7 @@ def _page(result: Result) -> dict[str, Any]:
         "warnings": list(result.get("warnings") or []),
         "limits": [_limit_view(limit) for limit in result.get("limits") or []],
         **attacks,
+        "on_model": _on_model(result),
         "confidence": result.get("confidence") or {},
         "roc": _roc(result),
         "slices": [
@@ -274,6 +276,44 @@ def _ticks(span: tuple[float, float] | None) -> list[dict[str, Any]]:
     return [
         {"at": pictures.bar({"value": at}, span)["value"], "label": f"{at:.2f}", "side": side}
         for at, side in ((low, "start"), *([(_CHANCE, "middle")] if inner else []), (high, "end"))
+    ]
+
+
+def _on_model(result: Result) -> list[dict[str, Any]]:
+    """Attacks on the model itself, each on a scale of its own figure."""
+    return [
+        {
+            "id": f"model-{i}",
+            "title": words.title(one),
+            "metric": words.metric(str(one.get("metric"))),
+            "explains": one.get("explains"),
+            "why": one.get("why"),
+            "entry": _entry(one, one.get("chance"), (0.0, 1.0)),
+            "chance": words.figure(one.get("chance")),
+            "facts": [
+                (label, text)
+                for label, text in (
+                    ("name", one["name"]),
+                    ("sees", one.get("access")),
+                    ("needs", one.get("needs")),
+                    ("chance", one.get("chance_means")),
+                    ("source", one.get("source")),
+                    ("queries", words.count(one.get("queries"))),
+                    ("took", words.seconds(one.get("seconds"))),
+                )
+                if text
+            ],
+            "images": [
+                {
+                    "original": pictures.png_address(image["original"]),
+                    "reconstruction": pictures.png_address(image["reconstruction"]),
+                    "caption": str(image.get("caption")),
+                    "beside": str(image.get("beside")),
+                }
+                for image in one.get("images") or []
+            ],
+        }
+        for i, one in enumerate(result.get("model_attacks") or [])
     ]
 
 
@@ -482,6 +522,18 @@ def audit_tables(result: Result) -> list[Table]:
                     *(cell for name in names for cell in _cells((one.get("metrics") or {}).get(name))),
                 )
                 for one in attacks
+            ],
+        ),
+        Table(
+            file="model.csv",
+            about="One row an attack on the model itself, with what would be reached without it.",
+            columns=("attack", "title", "access", "metric", "value", "low", "high", "n", "chance", "queries", "seconds"),
+            rows=[
+                (
+                    one["name"], words.title(one), one.get("access"), one.get("metric"), *_cells(one)[:4], one.get("chance"),
+                    one.get("queries"), one.get("seconds"),
+                )
+                for one in result.get("model_attacks") or []
             ],
         ),
         Table(

@@ -97,7 +97,7 @@ def judged(attacks: Sequence[Entry], data: Entry) -> Judged:
     """
     if not attacks:
         return Judged(
-            "inconclusive", "No attack could be run: see what was left out, and why.", None
+            "inconclusive", "No attack on membership was run: see what was left out, and why.", None
         )
     strongest = max(attacks, key=lambda one: one["metrics"]["auc"]["interval"][0])
     if strongest["metrics"]["auc"]["interval"][0] <= 0.5:  # then a narrow interval is no strength
@@ -226,7 +226,8 @@ def paragraphs(result: Entry) -> list[str]:
     Args:
         result: the report, complete but for this.
     """
-    return [_tried(result), _means(result), _not_proved(result)]
+    said = [_tried(result), _means(result), _of_model(result), _not_proved(result)]
+    return [one for one in said if one]
 
 
 def _tried(result: Entry) -> str:
@@ -285,6 +286,26 @@ def _means(result: Entry) -> str:
     )
 
 
+def _of_model(result: Entry) -> str:
+    """What the attacks on the model itself found; nothing where there were none."""
+    found = {one["name"]: one for one in result.get("model_attacks") or []}
+    said = []
+    copies = [found[name] for name in ("extraction-equations", "extraction-copy") if name in found]
+    if copies:
+        best = max(copies, key=lambda one: one["value"])
+        said.append(
+            f"A copy of the model, made from what it answered ({best['title'].lower()}) names the same class as "
+            f"the model for {100 * best['value']:.1f} % of records that the copy was not made from; without asking, "
+            f"{100 * best['chance']:.1f} % would be had."
+        )
+    if shown := found.get("model-inversion"):
+        said.append(
+            f"A search in the {'weights' if shown['access'] == 'weights' else 'copy'} for records that the model is sure of "
+            f"found, for {100 * shown['value']:.0f} % of the classes, one that is most like the mean member of that class."
+        )
+    return " ".join(said)
+
+
 def _not_proved(result: Entry) -> str:
     said = "An audit measures the attacks that were tried, on these records, with this access: it is no guarantee."
     if result["verdict"] != "leaks":
@@ -296,5 +317,5 @@ def _not_proved(result: Entry) -> str:
         said += " A stronger attack may find more, and some records are more exposed than the average says."
     return (
         f"{said} It rests on the two lists being right, and alike in everything but membership. It does not look at other "
-        "leaks, such as reconstruction of records or theft of the model."
+        f"leaks, such as {'' if result.get('model_attacks') else 'theft of the model or '}reconstruction of single records."
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 from tacit.audit.bench_dp_sgd import dp_sgd
 from tacit.audit.bench_secagg import secagg
+from tacit.audit.bench_serve import serve
 from tacit.audit.bench_shadows import shadows
 from tacit.audit.bench_transport import Echo, between_processes
 from tacit.audit.bench_two_party import two_party
@@ -121,6 +122,7 @@ BENCHES: Mapping[str, Callable[..., list[dict[str, Any]]]] = {
     "secagg": secagg,
     "dp-sgd": dp_sgd,
     "shadows": shadows,
+    "serve": serve,
     "two-party": two_party,
     "two-server": two_server,
 }

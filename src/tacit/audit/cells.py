@@ -176,6 +176,9 @@ class Measurement:
         )
 
 
+About = Literal["records", "model"]
+
+
 class Plan(Protocol):
     """How a cell is measured."""
 
@@ -204,6 +207,11 @@ class Plan(Protocol):
         """Name of the figure."""
         ...
 
+    @property
+    def about(self) -> About:
+        """What it takes: training records, or what any useful model tells of itself."""
+        ...
+
     def measure(self, trial: Trial) -> Measurement:
         """Run the attack and judge it."""
         ...
@@ -229,6 +237,7 @@ class ExposureAt:
 
     vantage: Vantage
     metric: ClassVar[str] = "exposed"
+    about: ClassVar[About] = "records"
     explains: ClassVar[str] = (
         "Share of the training records that stand in the clear in what this role receives."
     )
@@ -277,6 +286,7 @@ class LeakageAt:
     vantage: Vantage
     attack: GradientLeakage = field(default_factory=GradientLeakage)
     metric: ClassVar[str] = "reidentified"
+    about: ClassVar[About] = "records"
     explains: ClassVar[str] = (
         "Share of the attacked records that are, among all training records, the nearest (by correlation) to a "
         "reconstruction from the update that they are behind."
@@ -557,15 +567,16 @@ def _pictures(
                 return shown
             shown.append(
                 {
-                    "original": _pixels(original),
-                    "reconstruction": _pixels(image),
+                    "original": pixels(original),
+                    "reconstruction": pixels(image),
                     "caption": f"record {row}, round {item.update.round}",
                 }
             )
     return shown
 
 
-def _pixels(image: Tensor) -> list[Any]:
+def pixels(image: Tensor) -> list[Any]:
+    """An image (channels, height, width) as nested lists for a report, rounded to hundredths."""
     grid = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
     return [[_rounded(value) for value in row] for row in grid.tolist()]
 

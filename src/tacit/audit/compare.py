@@ -420,6 +420,7 @@ class _Comparison:
                     "name": plan.name,
                     "title": plan.title,
                     "metric": plan.metric,
+                    "about": plan.about,
                     "explains": plan.explains,
                     "chance_means": plan.chance_means,
                 }

@@ -2,7 +2,9 @@
 
 A row's worst leak is the largest of its attacks' leaks above chance, (value - chance) / (1 - chance), floored at 0: attacks
 of different metrics become comparable, and a row is judged by what it stops least. Its interval is that of this one attack.
-An attack that had no access counts as 0; one that had too little to run on does not count.
+An attack that had no access counts as 0; one that had too little to run on does not count. Attacks on the model itself do
+not count either (``about`` is ``model``: extraction, inversion): they win against every model that is of use, whatever
+protected its training, and would hide what the rows differ in.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ class Choice:
 
 def choices(result: Result) -> list[Choice]:
     """Every row of a report, with those marked that nothing beats in accuracy, leak and cost."""
-    attacks = list(result.get("attacks") or [])
+    attacks = [one for one in result.get("attacks") or [] if one.get("about") != "model"]
     rows = [_choice(i, row, attacks) for i, row in enumerate(words.protections(result))]
     rivals = [row for row in rows if row.judged]
     judged = []

@@ -1,4 +1,4 @@
-"""`tacit.audit`: every membership attack that the access permits, on a model of one's own.
+"""`tacit.audit`: every attack that the access permits, on a model of one's own.
 
 Who holds what. The auditor holds the target, or what it answered, and two sets of records: members, which it was trained on,
 and non-members, which it was not and which come from the same source. An attack is shown the target's answers on all of them
@@ -8,7 +8,8 @@ literature does, who holds candidates and the training recipe. With a population
 model is trained on, come the attacks that compare with those.
 
 Steps: check the records; ask the target about each once (or once for each augmentation); train reference models; score by
-every attack; judge. What an attack would have needed and did not get is said (`left_out`), never guessed.
+every membership attack; judge; then copy the model and look for what its classes look like (`tacit.audit.model_attacks`).
+What an attack would have needed and did not get is said (`left_out`), never guessed.
 
 Source: `tacit.audit.audit_attacks` names each attack's paper; `tacit.audit.audit_verdict` has the rule of the verdict.
 """
@@ -49,6 +50,7 @@ from tacit.audit.audit_verdict import Limit, bonferroni, jointly, judged, paragr
 from tacit.audit.audited_data import Records, SavedScores, checks, records_of
 from tacit.audit.figures import one_thread
 from tacit.audit.membership_statistics import FALSE_POSITIVE_RATES, Unsupported
+from tacit.audit.model_attacks import MODEL_ATTACKS, Subject, run_model_attacks
 from tacit.audit.provenance import header, plain
 from tacit.audit.targets import BATCH, Gives, Predict, Target, target_of, train_function
 from tacit.core.errors import (
@@ -127,7 +129,7 @@ def audit(  # noqa: PLR0913 - each is an option of `tacit audit`
     overwrite: bool = False,
     watch: Watch = _quiet,
 ) -> dict[str, Any]:
-    """Measure what a model tells of who was in its training data.
+    """Measure what a model tells of who was in its training data, and how well it can be copied and inverted.
 
     Args:
         model: a torch module that gives logits (n, classes); a function of float32 arrays (n, *record shape) that gives
@@ -140,7 +142,7 @@ def audit(  # noqa: PLR0913 - each is an option of `tacit audit`
             for a module, the `Recipe` by which it was trained from scratch. None: no reference models.
         shadows: reference models, even, at least 4; each record is in half of them.
         augmentations: see `tacit.attacks.shadows.ShadowEnsemble`; the target is asked the same.
-        attacks: names in `ATTACKS`; all by default.
+        attacks: names in `ATTACKS` and `MODEL_ATTACKS`; all by default.
         seconds: a budget: when it is over no further reference models are trained and no further attack is begun.
         queries: a budget: the most records that the target is asked about. If it does not do for all, fewer are audited.
         fail_above: limits such as ``tpr@0.01fpr=0.05``; the report says which are exceeded.
@@ -166,8 +168,8 @@ def audit(  # noqa: PLR0913 - each is an option of `tacit audit`
         TacitWarning: what the report's ``warnings`` say too.
     """
     asking = Asking(
-        shadows=shadows, augmentations=augmentations, seconds=seconds, queries=queries, seed=seed
-    )
+        shadows=shadows, augmentations=augmentations, seconds=seconds, queries=_fewest(queries, model), seed=seed
+    )  # fmt: skip
     limits, chosen = [Limit.parsed(text) for text in fail_above], _chosen(attacks)
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -203,9 +205,11 @@ def audit(  # noqa: PLR0913 - each is an option of `tacit audit`
                 _check_names(class_names, run.data["classes"])  # before what takes long
                 if trainer is not None:
                     run.train_references(trainer, parts, folder)
-        scored = list(run.scored(chosen))
+        scored = list(run.scored([one for one in chosen if one in ATTACKS]))
         rates = {*FALSE_POSITIVE_RATES, *(one.rate for one in limits if one.rate)}
-        result = run.result(scored, sorted(rates, reverse=True), class_names)
+        with _threads(run.case.target) if run.case.target else nullcontext():
+            on_model = run.on_model(chosen, named=attacks is not None)
+        result = run.result(scored, on_model, sorted(rates, reverse=True), class_names)
         result["limits"] = [one.held(result["attacks"], result["epsilon"]) for one in limits]
     _say_again(heard, result["warnings"])
     result["paragraphs"] = paragraphs(result)
@@ -232,12 +236,18 @@ def _threads(target: Target) -> AbstractContextManager[None]:
     return one_thread() if small and target.device.type == "cpu" else nullcontext()
 
 
+def _fewest(queries: int | None, model: object) -> int | None:
+    """The caller's budget of queries, or the target's own where that is smaller."""
+    own = model.queries if isinstance(model, Target) else None
+    return min((one for one in (queries, own) if one is not None), default=None)
+
+
 def _chosen(names: Sequence[str] | None) -> list[Attack]:
-    known = {attack.name: attack for attack in ATTACKS}
+    known = {attack.name: attack for attack in (*ATTACKS, *MODEL_ATTACKS)}
     for name in names or ():
         if name not in known:
             raise UnknownName("attack", name, known)
-    return [attack for attack in ATTACKS if names is None or attack.name in names]
+    return [attack for attack in known.values() if names is None or attack.name in names]
 
 
 def _check_names(names: Sequence[str] | None, classes: int | None) -> None:
@@ -319,6 +329,7 @@ class _Run:
     case: Case = field(default_factory=lambda: Case(members=0, places=np.zeros(0, np.int64)))
     counter: QueryCounter = field(default_factory=QueryCounter)
     answered: int = 0
+    others: Tensor | None = None
     target: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     shadows: dict[str, Any] | None = None
@@ -384,6 +395,7 @@ class _Run:
         self.case = case = self._chosen_of(parts)
         case.target, case.labels_only = target, target.gives == "labels"
         population = parts.population
+        self.others = None if population is None else population.inputs
         if case.inputs is None or case.labels is None:  # never: of records come both
             return
         case.answers = self._answers(target, case.inputs, "asking the target")
@@ -397,7 +409,7 @@ class _Run:
             "kind": target.kind, "name": target.name, "gives": target.gives, "parameters": target.parameters,
             "accuracy": _accuracies(case),
         }  # fmt: skip
-        if population is not None and not case.labels_only:
+        if population is not None:
             try:
                 answers = self._answers(target, population.inputs, "asking about the population")
                 case.population = Population(answers=answers, labels=population.labels.numpy())
@@ -520,11 +532,27 @@ class _Run:
             queries = self.answered + self.counter.spent - asked
             yield _Scored(attack, scores, queries, round(self.spent - begun, 4), needs)
 
+    def on_model(self, chosen: Sequence[Attack], *, named: bool) -> list[dict[str, Any]]:
+        """Run what attacks the model itself; note down what cannot be run."""
+        if self.case.target is None and not named:
+            return []  # nobody misses them where answers were saved
+        subject = Subject(
+            case=self.case, population=self.others, counter=self.counter, generator=self.generator
+        )
+        found = []
+        for one in run_model_attacks(subject, chosen, self.left, self.watch):
+            if isinstance(one, tuple):
+                self.left_out.append({"name": one[0].name, "title": one[0].title, "why": one[1]})
+            else:
+                found.append(one)
+        return found
+
     # -- what is said
 
     def result(
-        self, scored: Sequence[_Scored], rates: Sequence[float], class_names: Sequence[str] | None
-    ) -> dict[str, Any]:
+        self, scored: Sequence[_Scored], on_model: Sequence[dict[str, Any]], rates: Sequence[float],
+        class_names: Sequence[str] | None,
+    ) -> dict[str, Any]:  # fmt: skip
         """All but the header, as plain values."""
         confidence = 1.0
         if scored:
@@ -538,7 +566,8 @@ class _Run:
             more = self._of_strongest(best, class_names, bonferroni(len(scored)))
         each = f"each {100 * confidence:.2f} %, those of one figure jointly 95 % over {len(scored)} attacks"
         return {
-            "target": self.target, "data": self.data, "attacks": attacks, "left_out": self.left_out,
+            "target": self.target, "data": self.data, "attacks": attacks, "model_attacks": list(on_model),
+            "left_out": self.left_out,
             "confidence": {"auc": each, "tpr": each}, "verdict": said.verdict, "why": said.why,
             "strongest": said.strongest, **more, "shadows": self.shadows,
             "budget": {

@@ -27,7 +27,7 @@ from tacit.attacks.membership import LabelGap, LossThreshold, ShadowModels
 from tacit.attacks.rmia import RMIA
 from tacit.attacks.shadows import NothingLearned, References, ShadowEnsemble, halves
 from tacit.audit import statistics
-from tacit.audit.cells import Measurement, Trial
+from tacit.audit.cells import About, Measurement, Trial
 from tacit.core.errors import ConfigError, NotEnoughEvidence
 
 
@@ -45,6 +45,7 @@ class MembershipFrom:
     title: str
     vantage: Literal["scores", "labels"]
     metric: ClassVar[str] = "auc"
+    about: ClassVar[About] = "records"
     explains: ClassVar[str] = (
         "Probability that the attack ranks a training record above a record that was not trained on."
     )
@@ -104,6 +105,7 @@ class ReferenceModels:
     title: str
     models: int = 16
     metric: ClassVar[str] = "auc"
+    about: ClassVar[About] = "records"
     explains: ClassVar[str] = MembershipFrom.explains
     chance_means: ClassVar[str] = MembershipFrom.chance_means
 

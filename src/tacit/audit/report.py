@@ -248,7 +248,7 @@ def _page(result: Result, prefix: str = "", *, most: int | None = None) -> dict[
         "attacks": columns,
         "rows": [row for row in rows if not row["control"]],
         "controls": [row for row in rows if row["control"]],
-        "decision": _decision_view(chosen, rows),
+        "decision": _decision_view(chosen, rows, attacks),
         "states": [state for state in words.STATES if state.slug in shown],
         "files": {
             table.file: export.download(table, prefix)
@@ -261,7 +261,9 @@ def _page(result: Result, prefix: str = "", *, most: int | None = None) -> dict[
     }
 
 
-def _decision_view(chosen: Sequence[Choice], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _decision_view(
+    chosen: Sequence[Choice], rows: Sequence[Mapping[str, Any]], attacks: Sequence[Result]
+) -> dict[str, Any]:
     said = decision.advice(chosen)
     return {
         **said,
@@ -269,7 +271,8 @@ def _decision_view(chosen: Sequence[Choice], rows: Sequence[Mapping[str, Any]]) 
         "cost": pictures.cost_plot(chosen),
         "ids": [row["id"] for row in rows],
         "shapes": pictures.SHAPES,
-        "attacks": len(rows[0]["cells"]) if rows else 0,
+        "attacks": sum(attack.get("about") != "model" for attack in attacks),
+        "on_model": any(attack.get("about") == "model" for attack in attacks),
         "rows": [
             {
                 "number": choice.index + 1,
@@ -435,6 +438,7 @@ def _cell_view(
     images = [
         {
             "caption": pair.get("caption") or f"record {i + 1}",
+            "beside": pair.get("beside"),
             "original": pictures.png_address(pair.get("original")),
             "reconstruction": pictures.png_address(pair.get("reconstruction")),
         }

@@ -43,7 +43,7 @@ from tacit.nn.spec import load_model
 from tacit.nn.stacked import Trainer, is_out_of_memory
 
 Gives = Literal["labels", "probabilities", "logits"]
-Kind = Literal["module", "callable", "onnx"]
+Kind = Literal["module", "callable", "onnx", "endpoint"]
 
 #: A model as a function: float32 records (n, *record shape) in; answers as an array, a tensor or nested lists out.
 Predict = Callable[[npt.NDArray[np.float32]], Any]
@@ -61,6 +61,10 @@ _FLOATS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(fl
 _WHOLE = tuple(f"tensor({sign}int{bits})" for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
     """A model as attacks can ask it.
@@ -74,6 +78,8 @@ class Target:
         parameters: how many; None where they cannot be seen.
         device: where the model computes.
         module: the caller's own, to train others of its architecture; None where there is none.
+        queries: records that it may be asked about at most; None for no limit.
+        close: lets go of connections and files, where it has any (`contextlib.closing` calls it).
     """
 
     model: nn.Module = field(repr=False)
@@ -83,6 +89,8 @@ class Target:
     parameters: int | None
     device: torch.device
     module: nn.Module | None = field(default=None, repr=False)
+    queries: int | None = None
+    close: Callable[[], None] = field(default=_nothing, repr=False)
 
 
 def target_of(

@@ -171,6 +171,8 @@ def audit_table(result: Result) -> Group:
     attacks = list(result.get("attacks") or [])
     if attacks:
         parts.append(_attack_rows(result, attacks))
+    if on_model := list(result.get("model_attacks") or []):
+        parts.append(_model_rows(on_model))
     reasons: dict[str, list[str]] = {}
     for one in result.get("left_out") or []:
         reasons.setdefault(str(one.get("why")), []).append(words.title(one))
@@ -214,6 +216,21 @@ def _attack_rows(result: Result, attacks: Sequence[Result]) -> Table:
             style="default not bold",
         )
         table.add_row(name, text, *(_supported(one["metrics"].get(name) or {}) for name in tprs))
+    return table
+
+
+def _model_rows(attacks: Sequence[Result]) -> Table:
+    table = _narrow("the model itself", "figure", "chance")
+    for one in attacks:
+        state = words.beside_chance(one, one.get("chance") or 0.0)
+        text = Text(f"{state.symbol} {state.word}", style=state.style)
+        text.append(
+            f"\n{words.figure(one.get('value'))} {words.interval(one.get('interval'), '')}",
+            style="default not bold",
+        )
+        name = Text(words.printable(words.title(one)))
+        name.append(f"\n{words.metric(str(one.get('metric')))}", style="dim")
+        table.add_row(name, text, words.figure(one.get("chance")))
     return table
 
 

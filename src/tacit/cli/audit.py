@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 
 from tacit.cli.output import Json, names, print_json, progress_bar, say
+from tacit.cli.predict import key_from
 from tacit.core.errors import ConfigError, DataError, UnknownName
 
 if TYPE_CHECKING:
@@ -23,12 +25,30 @@ _SCORES = (".npz", ".csv", ".csv.gz")
 
 def audit(
     target: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="The model: module:factory (with --weights) or module:function, importable from here; a .onnx file; a "
-            ".safetensors file of tacit train. Or what it answered: saved scores, .npz or .csv.",
+            ".safetensors file of tacit train. Or what it answered: saved scores, .npz or .csv. Left out with --url.",
         ),
-    ],
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of TARGET: an endpoint that tacit serve runs, as in https://host:8000."
+        ),
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --url: the file that holds the key; the variable TACIT_KEY by default."
+        ),
+    ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --url: certificate (PEM) that an https endpoint's must be signed by."
+        ),
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="safetensors file for what module:factory gives.")
     ] = None,
@@ -108,13 +128,14 @@ def audit(
     overwrite: Annotated[bool, typer.Option(help="Replace a report in that folder.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what your own model gives away about who was in its training data.
+    """Measure what your own model gives away: who was in its training data, and the model itself.
 
     TARGET is the model: module:factory with --weights, or module:function, importable from here; a .onnx file; or a
     .safetensors file of tacit train. Or it is what a model answered: a .npz or .csv file of saved scores.
 
-    Every membership attack that this access permits is run; what they found is said in plain words, and written as a page.
-    It takes records that the model was trained on, and others of the same source that it was not trained on.
+    Every attack that this access permits is run: on membership, copies of the model, what its classes look like. What they
+    found is said in plain words, and written as a page. It takes records that the model was trained on, and others of the
+    same source that it was not trained on.
 
     A torch module: make() in nets.py gives the network, its weights are a safetensors file. With the recipe of its training
     32 reference models are trained, for the strongest attacks:
@@ -131,6 +152,11 @@ def audit(
 
         tacit audit scores.csv --out audit-of-scores
 
+    An endpoint, as whoever holds this key meets it. Its budget and rate are kept; answers are kept in the folder, so that
+    an interrupted audit asks nothing twice:
+
+        tacit audit --url https://host:8000 --key-file key.txt --members train.npz --nonmembers held-out.npz
+
     Exit codes: 0 done, 1 a limit of --fail-above was exceeded, 2 bad input, or a limit on a figure that so few records
     cannot support. Ctrl-C keeps the reference models that are finished; the same command goes on from there.
     """
@@ -143,15 +169,26 @@ def audit(
         recipe=recipe, train=train, budget=budget, class_names=class_names, gives=gives
     )
     records: dict[str, Any] = {}
-    if target.lower().endswith(_SCORES):
+    files = (members, nonmembers, population)
+    if url is not None:
+        _alone("--url", {"TARGET": target, "--weights": weights, "--gives": gives})
+        records = _records(files)
+        model: Any = _endpoint(url, key_file, ca, out, overwrite=overwrite)
+    elif target is None:
+        raise ConfigError(
+            "a model expected: TARGET, or --url of an endpoint; see tacit audit --help"
+        )
+    elif target.lower().endswith(_SCORES):
         given = {
             "--weights": weights, "--members": members, "--nonmembers": nonmembers, "--population": population,
             "--train": train, "--recipe": recipe,
         }  # fmt: skip
         model = _scores(target, gives, given)
     else:
-        model, records = _model(target, weights, gives, (members, nonmembers, population), settings)
-    with progress_bar() as bar:
+        model, records = _model(target, weights, gives, _records(files), settings)
+    with progress_bar() as bar, ExitStack() as stack:
+        if url is not None:
+            stack.callback(model.close)
         task = bar.add_task("starting", total=None)
         tell = _logged()
 
@@ -219,16 +256,28 @@ def _scores(target: str, gives: str | None, given: Mapping[str, object]) -> Any:
     return read_scores(Path(target), kind)
 
 
-def _model(
-    target: str,
-    weights: Path | None,
-    gives: str | None,
-    files: tuple[Path | None, Path | None, Path | None],
-    settings: dict[str, Any],
-) -> tuple[Any, dict[str, Any]]:
-    """The target, and the records that it is asked about."""
+def _alone(name: str, given: Mapping[str, object]) -> None:
+    if too_many := [other for other, value in given.items() if value]:
+        raise ConfigError(f"{name} alone expected: leave out {', '.join(too_many)}")
+
+
+def _endpoint(
+    url: str, key_file: Path | None, ca: Path | None, out: Path, *, overwrite: bool
+) -> Any:
+    """An endpoint as the target; what it answers is kept in the folder of the report."""
+    from tacit.audit.endpoint import MEMORY, open_endpoint
+    from tacit.core.errors import OutputError
+    from tacit.core.files import make_folder
+
+    if (out / "report.json").exists() and not overwrite:  # before anything is asked
+        raise OutputError(f"{out} holds a report already: give another --out, or --overwrite")
+    make_folder(out, private=True)
+    return open_endpoint(url, key=key_from(key_file), ca=ca, memory=out / MEMORY)
+
+
+def _records(files: tuple[Path | None, Path | None, Path | None]) -> dict[str, Any]:
+    """Members, non-members, and the population where there is one."""
     from tacit.audit.audited_data import read_records
-    from tacit.audit.targets import open_target
 
     roles = ("members", "nonmembers", "population")
     for role, path in zip(roles[:2], files, strict=False):
@@ -237,11 +286,23 @@ def _model(
                 f"--{role} FILE expected: without records that it was trained on (--members) and others (--nonmembers) a "
                 "model cannot be audited; a file holds inputs and labels (.npz), or a column label (.csv)"
             )
-    records = {
+    return {
         role: read_records(path)
         for role, path in zip(roles, files, strict=True)
         if path is not None
     }
+
+
+def _model(
+    target: str,
+    weights: Path | None,
+    gives: str | None,
+    records: dict[str, Any],
+    settings: dict[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    """The target, and the records that it is asked about."""
+    from tacit.audit.targets import open_target
+
     kind: Any = gives
     classes = None if settings["class_names"] is None else len(settings["class_names"])
     if classes is None and gives == "labels":  # which do not say how many there are

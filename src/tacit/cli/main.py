@@ -25,7 +25,9 @@ from tacit.cli.data import data_app
 from tacit.cli.federation import coordinate, join
 from tacit.cli.keys import keys_app
 from tacit.cli.output import Json, names, print_json, progress_bar, say, table_of_run
+from tacit.cli.predict import predict
 from tacit.cli.report import app as report_app
+from tacit.cli.serve import access_app, serve
 from tacit.core.errors import TacitError, TacitWarning, UnknownName
 
 app = typer.Typer(
@@ -39,6 +41,9 @@ app.add_typer(data_app, name="data")
 app.command()(audit)
 app.command()(coordinate)
 app.command()(join)
+app.command()(predict)
+app.command()(serve)
+app.add_typer(access_app, name="access")
 app.add_typer(keys_app, name="keys")
 app.add_typer(report_app, name="report")
 
@@ -329,14 +334,14 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="What to measure: transport, secagg, dp-sgd, shadows, two-party, or two-server."
+            help="What to measure: transport, secagg, dp-sgd, shadows, serve, two-party, or two-server."
         ),
     ],
     against: Annotated[
         str,
         typer.Option(
-            help="Peers in the same run, comma-separated: flower in secagg, opacus in dp-sgd, art in shadows, spu and "
-            "crypten in two-party and two-server."
+            help="Peers in the same run, comma-separated: flower in secagg, opacus in dp-sgd, art in shadows, "
+            "spu and crypten in two-party and two-server."
         ),
     ] = "",
     quick: Quick = False,
