@@ -155,6 +155,20 @@ def test_all_forty_faces_of_softmax_regression_are_told_apart(data_folder):
     assert (nearest_mean(found.images, means) == everyone).float().mean() >= 0.9
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [11, 12])
+def test_the_judge_of_faces_knows_photographs_that_it_has_not_seen(data_folder, seed):
+    data = load("att-faces", data_folder)
+    held = data.inputs_test, data.labels_test
+    judge = train_inversion_judge(
+        data.inputs_train, data.labels_train, 40, held=held, generator=seeded(seed)
+    )
+    assert accuracy(judge.model, *held) >= 0.925
+    assert judge.accuracy >= 0.925  # junk included
+    mean = data.inputs_train.mean(0, keepdim=True)
+    assert judge.model(mean).argmax(1).tolist() == [40]  # the mean face is nobody
+
+
 def test_what_cannot_be_judged_is_refused(judge):
     images = RECORDS[0][::5]
     for wrong in (

@@ -1,7 +1,7 @@
 """Does an inverted image show the person? Judged by a network and by means that the attack has never seen, beside controls.
 
 A model that was inverted is sure of the image by construction, so its own word counts for nothing. Here an image is given
-to a judge: a network of another architecture and seed, trained on other records of the same classes, with a class for junk;
+to a judge: a network of another architecture and seed, trained on records of the same classes, with a class for junk;
 and it is compared with each class's mean record. The same is done with images that show no victim (controls). What the judge
 can do at all is its accuracy on real records.
 
@@ -87,14 +87,14 @@ def train_inversion_judge(
     It looks at records averaged down to some 28 pixels a side and freed of brightness and contrast, which an inverted image
     has of its own. Each record is learned several times: shifted by up to a twelfth of its side, and less a part of the mean
     record, half of these with nothing below zero, for descent from a blank image draws what sets a class apart. Junk is
-    uniform noise, records with their pixels shuffled, and noise around the mean record.
+    uniform noise, records with their pixels shuffled, and the mean record with noise of up to 0.3.
 
     Args:
-        inputs: (n, channels, height, width) in [0, 1], none of them seen by the model that is judged.
+        inputs: (n, channels, height, width) in [0, 1]: what the model that is judged has seen, or others like it.
         labels: (n,) int64.
         classes: number of classes.
-        steps: of training, at least; whole epochs.
-        held: other records and labels, for its accuracy: the target's own training records will do.
+        steps: of training, at least; whole epochs. Half as many follow at a tenth of the rate.
+        held: other records and labels, for its accuracy.
         generator: draws weights, orders, shifts and junk.
 
     Raises:
@@ -112,19 +112,22 @@ def train_inversion_judge(
     reach = max(1, max(rows, columns) // 12)
     copies = torch.cat([inputs, *(_varied(inputs, reach, generator) for _ in range(_COPIES - 1))])
     answers = labels.repeat(_COPIES)
-    records, right = _with_junk(copies, answers, classes, generator)
-    fit(
-        model,
-        records,
-        right,
-        epochs=-(-steps // -(-len(records) // 32)),
-        batch_size=32,
-        learning_rate=0.02,
-        momentum=0.9,
-        generator=generator,
-    )
+    mean = inputs.mean(0)
+    records, right = _with_junk(copies, answers, classes, mean, generator)
+    epochs = -(-steps // -(-len(records) // 32))
+    for passes, rate in ((epochs, 0.02), (-(-epochs // 2), 0.002)):
+        fit(
+            model,
+            records,
+            right,
+            epochs=passes,
+            batch_size=32,
+            learning_rate=rate,
+            momentum=0.9,
+            generator=generator,
+        )
     return Judge(
-        model=model.eval(), accuracy=accuracy(model, *_with_junk(*held, classes, generator))
+        model=model.eval(), accuracy=accuracy(model, *_with_junk(*held, classes, mean, generator))
     )
 
 
@@ -266,13 +269,14 @@ def _median(values: Tensor) -> Estimate:
 
 
 def _with_junk(
-    inputs: Tensor, labels: Tensor, classes: int, generator: torch.Generator
+    inputs: Tensor, labels: Tensor, classes: int, mean: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """The records and a third as many of junk, labelled ``classes``."""
     noise = torch.rand(inputs.shape, generator=generator)
     order = torch.rand(inputs.flatten(1).shape, generator=generator).argsort(1)
     shuffled = inputs.flatten(1).gather(1, order).view(inputs.shape)
-    around = (inputs.mean(0) + 0.3 * (noise - 0.5)).clamp(0, 1)
+    strength = 0.6 * torch.rand(len(inputs), 1, 1, 1, generator=generator)
+    around = (mean + strength * (noise - 0.5)).clamp(0, 1)
     junk = torch.cat([noise[::9], shuffled[1::9], around[2::9]])
     return torch.cat([inputs, junk]), torch.cat([labels, torch.full((len(junk),), classes)])
 

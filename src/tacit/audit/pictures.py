@@ -19,6 +19,7 @@ import numpy as np
 from tacit.audit import words
 from tacit.audit.decision import Choice
 from tacit.audit.words import Result
+from tacit.core.errors import ConfigError
 
 _ROC_FLOOR = 1e-5
 _DASHES = ("", "7 4", "2 3", "10 3 2 3", "14 5", "5 2 1 2 1 2", "1 5", "12 3 4 3")
@@ -74,6 +75,24 @@ def png_address(image: object) -> str | None:
         png += struct.pack(">I", len(body)) + kind + body
         png += struct.pack(">I", zlib.crc32(kind + body))
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def contact_sheet(rows: Sequence[np.ndarray[Any, Any]], gap: int = 2) -> bytes:
+    """Images side by side in rows, as a PNG file.
+
+    Args:
+        rows: each (n, height, width) in [0, 1]; as many images of one size in each.
+        gap: white pixels between them.
+
+    Raises:
+        ConfigError: there is no image, or rows differ.
+    """
+    shapes = {np.shape(row) for row in rows}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 3 or 0 in next(iter(shapes)):
+        raise ConfigError(f"rows of as many images of one size expected, {sorted(shapes)} came")
+    wide = [np.pad(row, ((0, 0), (0, gap), (0, gap)), constant_values=1.0) for row in rows]
+    address = png_address(np.concatenate([np.concatenate(list(row), axis=1) for row in wide]))
+    return base64.b64decode((address or "").partition(",")[2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
