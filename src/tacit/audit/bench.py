@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tacit.audit.bench_dp_sgd import dp_sgd
+from tacit.audit.bench_extraction import extraction
 from tacit.audit.bench_secagg import secagg
 from tacit.audit.bench_serve import serve
 from tacit.audit.bench_shadows import shadows
@@ -122,6 +123,7 @@ BENCHES: Mapping[str, Callable[..., list[dict[str, Any]]]] = {
     "secagg": secagg,
     "dp-sgd": dp_sgd,
     "shadows": shadows,
+    "extraction": extraction,
     "serve": serve,
     "two-party": two_party,
     "two-server": two_server,

@@ -53,6 +53,7 @@ PEERS: Mapping[str, Script] = {
     "cheetah": Script("spu", "spu_two_party.py", ("--protocol", "cheetah")),
     "crypten": Script("crypten", "crypten_two_party.py"),
     "art": Script("art", "art_shadows.py", (), {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}),
+    "art-extraction": Script("art", "art_extraction.py", (), {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}),
     "opacus": Script("opacus", "opacus_dp_sgd.py", (), {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}),
 }  # fmt: skip
 

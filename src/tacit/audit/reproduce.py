@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from tacit.audit.figures import Effort
 from tacit.audit.reproduce_dp import reproduce_dp
+from tacit.audit.reproduce_extraction import reproduce_extraction
 from tacit.audit.reproduce_inversion import reproduce_inversion
 from tacit.audit.reproduce_leakage import reproduce_leakage
 from tacit.audit.reproduce_membership import reproduce_membership
@@ -25,6 +26,7 @@ REPRODUCTIONS: Mapping[str, Callable[[Effort], dict[str, object]]] = {
     "5": reproduce_two_server,
     "6": reproduce_secure,
     "14": reproduce_membership,
+    "15": reproduce_extraction,
     "leakage": reproduce_leakage,
 }
 

@@ -283,7 +283,7 @@ def papers(
 @app.command()
 def reproduce(
     name: Annotated[
-        str, typer.Argument(help="What to rerun: a paper's number (3, 6), or leakage.")
+        str, typer.Argument(help="What to rerun: a paper's number (2, 3, 6), or leakage.")
     ],
     quick: Quick = False,
     full: Annotated[bool, typer.Option("--full", help="Also what takes long.")] = False,
@@ -295,7 +295,7 @@ def reproduce(
 ) -> None:
     """Rerun a headline result on its data and print the paper's figure beside ours.
 
-    Where it consists of trainings (3, 6), Ctrl-C keeps those that are finished, and the same command goes on from there.
+    Where it consists of trainings (2, 3, 6), Ctrl-C keeps those that are finished, and the same command goes on from there.
     """
     from tacit.audit.figures import Effort
     from tacit.audit.provenance import header
@@ -334,14 +334,14 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="What to measure: transport, secagg, dp-sgd, shadows, serve, two-party, or two-server."
+            help="What to measure: transport, secagg, dp-sgd, shadows, extraction, serve, two-party, or two-server."
         ),
     ],
     against: Annotated[
         str,
         typer.Option(
-            help="Peers in the same run, comma-separated: flower in secagg, opacus in dp-sgd, art in shadows, "
-            "spu and crypten in two-party and two-server."
+            help="Peers in the same run, comma-separated: flower in secagg, opacus in dp-sgd, art in shadows and "
+            "extraction, spu and crypten in two-party and two-server."
         ),
     ] = "",
     quick: Quick = False,
