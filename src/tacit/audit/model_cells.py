@@ -142,7 +142,6 @@ class ExtractionFrom:
         return Measurement(
             metric=self.metric,
             value=hits / n,
-            counts=((hits, n),),
             n=n,
             chance=float(agreeing(model, own, fresh).double().mean()),
             interval=clopper_pearson(hits, n),
@@ -205,7 +204,6 @@ class InversionFrom:
         return Measurement(
             metric=self.metric,
             value=hits / n,
-            counts=((hits, n),),
             n=n,
             chance=1 / n,
             interval=clopper_pearson(hits, n),
