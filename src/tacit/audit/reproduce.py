@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from tacit.audit.figures import Effort
 from tacit.audit.reproduce_dp import reproduce_dp
 from tacit.audit.reproduce_extraction import reproduce_extraction
+from tacit.audit.reproduce_gan import reproduce_gan
 from tacit.audit.reproduce_inversion import reproduce_inversion
 from tacit.audit.reproduce_leakage import reproduce_leakage
 from tacit.audit.reproduce_membership import reproduce_membership
@@ -21,6 +22,7 @@ from tacit.core.errors import ConfigError, UnknownName
 #: What can be reproduced: a paper's number, or a name.
 REPRODUCTIONS: Mapping[str, Callable[[Effort], dict[str, object]]] = {
     "1": reproduce_inversion,
+    "2": reproduce_gan,
     "3": reproduce_selective,
     "4": reproduce_dp,
     "5": reproduce_two_server,

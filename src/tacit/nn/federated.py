@@ -35,7 +35,14 @@ from tacit.core.errors import (
     TacitWarning,
 )
 from tacit.core.wire import Array, Message, decode, encode
-from tacit.nn.local_work import HonestTraining, Share, load_parameters, parameters_of
+from tacit.nn.local_work import (
+    HonestTraining,
+    Instead,
+    Share,
+    Stateful,
+    load_parameters,
+    parameters_of,
+)
 from tacit.nn.updates import LocalWork
 from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
 from tacit.parties.links.local import LocalHub, Timing
@@ -75,9 +82,11 @@ class Task:
         classes: number of classes.
         seed: of the order in which owners go through their records.
         counts: each owner's number of records, which is public; needed where shards are not here.
+        instead: what some owners do in place of honest training, in the process that holds their records: see `Instead`.
+            Nothing of it travels, and nobody else is told.
 
     Raises:
-        ConfigError: there is no owner, or a size is not positive.
+        ConfigError: there is no owner, or a size is not positive; ``instead`` names somebody without records here.
         DataError: an owner's records or labels are not of that form, or not as many as ``counts`` says; names the owner.
     """
 
@@ -88,6 +97,7 @@ class Task:
     classes: int
     seed: int = 0
     counts: tuple[int, ...] = ()
+    instead: Mapping[Role, Instead] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.shards or self.classes < 1:
@@ -97,6 +107,10 @@ class Task:
         if self.counts and len(self.counts) != len(self.shards):
             raise ConfigError(
                 f"{len(self.counts)} numbers of records for {len(self.shards)} owners"
+            )
+        if strangers := self.instead.keys() - self.here().keys():
+            raise ConfigError(
+                f"{min(strangers)} cannot do anything in place of honest training: it has no records in this process"
             )
         for role, (inputs, _) in self.here().items():
             if self.counts and len(inputs) != self.counts[role.index]:
@@ -134,7 +148,8 @@ class Task:
             shard if role in roles else None
             for role, shard in zip(self.owners, self.shards, strict=True)
         )
-        return replace(self, shards=kept, counts=self.records)
+        others = {role: one for role, one in self.instead.items() if role in roles}
+        return replace(self, shards=kept, counts=self.records, instead=others)
 
     def _check_shards(self) -> None:
         for role, (inputs, labels) in self.here().items():
@@ -351,6 +366,8 @@ def honest_work(
 ) -> dict[Role, HonestTraining]:
     """Honest training on its own shard for every owner whose records are here: see `HonestTraining`.
 
+    That of owners who do something else is here too: `work_of` puts their work in its place.
+
     ``local_steps`` of 0 are as many as go through an owner's records once.
 
     Warns:
@@ -388,12 +405,67 @@ def honest_work(
     }
 
 
+def work_of(task: Task, honest: Mapping[Role, HonestTraining]) -> dict[Role, LocalWork]:
+    """What each owner really does: the honest training that it is given, or what the task says in its place.
+
+    The audit, which asks for the records behind an honest update, keeps to `honest_work`.
+    """
+    return {
+        role: task.instead[role](one) if role in task.instead else one
+        for role, one in honest.items()
+    }
+
+
+def no_insiders(task: Task, why: str) -> None:
+    """For schemes in which no owner trains, or not as it likes.
+
+    Raises:
+        ConfigError: somebody should do something else.
+    """
+    if task.instead:
+        raise ConfigError(
+            f"{min(task.instead)} cannot do anything in place of honest training here: {why}"
+        )
+
+
+class _Carrying:
+    """A member whose work has a state of its own."""
+
+    def __init__(self, member: Member, work: Stateful) -> None:
+        self._member = member
+        self._work = work
+
+    def handle(self, request: Message) -> Message:
+        return self._member.handle(request)
+
+    def export(self) -> bytes:
+        return encode(Message("carried", member=self._member.export(), work=self._work.export()))
+
+    def restore(self, state: bytes) -> None:
+        message = decode(state)
+        member, work = message.blob("member"), message.blob("work")
+        self._work.restore(work)
+        self._member.restore(member)
+
+
+def carried(members: Mapping[Role, Member], work: Mapping[Role, LocalWork]) -> dict[Role, Member]:
+    """The members, of which those whose work has a state of its own (`Stateful`) keep it with theirs."""
+    made = dict(members)
+    for role, one in work.items():
+        if isinstance(one, Stateful):
+            made[role] = _Carrying(made[role], one)
+    return made
+
+
 def federated_members(
     task: Task, work: Mapping[Role, LocalWork], rounds: Rounds
 ) -> dict[Role, Member]:
     """A member around each role's work."""
     like = parameters_of(task.start)
-    return {role: FederatedMember(one, like, rounds=rounds.rounds) for role, one in work.items()}
+    members: dict[Role, Member] = {
+        role: FederatedMember(one, like, rounds=rounds.rounds) for role, one in work.items()
+    }
+    return carried(members, work)
 
 
 def run_federated(

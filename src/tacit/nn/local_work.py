@@ -2,14 +2,17 @@
 
 Every collaborative member is built around one `LocalWork`. Honest training is one; an insider's attack is another, and fits
 inside every scheme with nothing else changed; a protection of the update itself wraps one.
+
+Who takes an honest one's place is given that one (`Instead`): it knows so the records, and all that was agreed on an update.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 
 from tacit.core.errors import ConfigError, Diverged, UnsupportedLayer
 from tacit.core.wire import Array
-from tacit.nn.updates import LocalUpdate
+from tacit.nn.updates import LocalUpdate, LocalWork
 
 
 class Share(Enum):
@@ -121,16 +124,28 @@ class HonestTraining:
         Raises:
             Diverged: a loss or gradient is not finite; names the round and the epoch.
         """
+        return self.update_beside(model, round, None)
+
+    def update_beside(
+        self, model: Sequence[Array], round: int, more: Iterator[tuple[Tensor, Tensor]] | None
+    ) -> LocalUpdate:
+        """As `update`, with ``more`` records and labels put beside the own ones at each step; they are not counted.
+
+        Raises:
+            Diverged: a loss or gradient is not finite; names the round and the epoch.
+        """
         load_parameters(self.module, model)
         parameters = list(self.module.parameters())
         self.module.train()
         gradients: Sequence[Tensor] = ()
         rate = self.learning_rate * self.decay**round
         for batch in torch.split(self.records(round), self.batch_size):
+            inputs, labels = self.inputs[batch], self.labels[batch]
+            if more is not None:
+                others, named = next(more)
+                inputs, labels = torch.cat([inputs, others]), torch.cat([labels, named])
             loss = nn.functional.cross_entropy(
-                self.module(self.inputs[batch]),
-                self.labels[batch],
-                label_smoothing=self.label_smoothing,
+                self.module(inputs), labels, label_smoothing=self.label_smoothing
             )
             gradients = torch.autograd.grad(loss, parameters)
             self._check(loss, gradients, round)
@@ -152,6 +167,23 @@ class HonestTraining:
             f"training diverged in round {round} (epoch {epoch} of the local records): loss {loss.item():g}; "
             "lower the learning rate, or look for records that are not finite"
         )
+
+
+Instead = Callable[[HonestTraining], LocalWork]
+"""Makes what takes the place of an owner's honest training."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Work that does not follow from its seed and the round alone, and so is kept with the member's own state."""
+
+    def export(self) -> bytes:
+        """All state that changes, for `restore`."""
+        ...
+
+    def restore(self, state: bytes) -> None:
+        """Continue from an exported state."""
+        ...
 
 
 def fit(  # noqa: PLR0913 - the settings of SGD, each by name

@@ -53,7 +53,7 @@ from tacit.nn.collected import (
     record_holders,
     train_on_collected,
 )
-from tacit.nn.federated import MOST, Progress, Task, check_sgd, silent, train_here
+from tacit.nn.federated import MOST, Progress, Task, check_sgd, no_insiders, silent, train_here
 from tacit.nn.persample import Clipping, ClipRule, Loss, clipped_sum, cross_entropy
 from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
 from tacit.parties.roles import SERVER, Role
@@ -328,6 +328,7 @@ class DPSGD:
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""
         del seat
+        no_insiders(task, "the server trains, on everybody's records")
         return record_holders(task)
 
     def run(

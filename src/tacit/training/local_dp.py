@@ -37,6 +37,7 @@ from tacit.nn.federated import (
     Rounds,
     Seen,
     Task,
+    carried,
     check_sgd,
     federated_members,
     honest_work,
@@ -44,6 +45,7 @@ from tacit.nn.federated import (
     run_federated,
     silent,
     train_here,
+    work_of,
 )
 from tacit.nn.local_work import Share
 from tacit.nn.updates import LocalUpdate, LocalWork
@@ -157,18 +159,17 @@ class LocalDP:
 
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""
-        work = {
+        work = work_of(task, honest_work(task, Share.GRADIENT, batch_size=self.batch_size))
+        noisy = {
             role: NoisyWork(
-                work=honest,
+                work=one,
                 mechanism=self.mechanism,
                 examples=self.batch_size,
                 coins=seat.coins.child(f"noise/{role}"),
             )
-            for role, honest in honest_work(
-                task, Share.GRADIENT, batch_size=self.batch_size
-            ).items()
+            for role, one in work.items()
         }
-        return federated_members(task, work, self._rounds)
+        return carried(federated_members(task, noisy, self._rounds), work)
 
     def run(
         self,

@@ -38,10 +38,12 @@ from tacit.nn.federated import (
     check_sgd,
     federated_members,
     honest_work,
+    no_insiders,
     observe_federated,
     run_federated,
     silent,
     train_here,
+    work_of,
 )
 from tacit.nn.local_work import Share, fit
 from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
@@ -108,6 +110,7 @@ class Centralised:
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
         """A member for each owner whose records are in this process."""
         del seat
+        no_insiders(task, "the server trains, on everybody's records")
         return record_holders(task)
 
     def run(
@@ -198,7 +201,7 @@ class FederatedSGD:
         """A member for each owner whose records are in this process."""
         del seat
         work = honest_work(task, Share.GRADIENT, batch_size=self.batch_size)
-        return federated_members(task, work, self._rounds)
+        return federated_members(task, work_of(task, work), self._rounds)
 
     def run(
         self,
@@ -288,7 +291,7 @@ class FederatedAveraging:
             local_steps=self.local_steps,
             learning_rate=self.learning_rate,
         )
-        return federated_members(task, work, self._rounds)
+        return federated_members(task, work_of(task, work), self._rounds)
 
     def run(
         self,

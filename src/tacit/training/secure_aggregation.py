@@ -58,7 +58,18 @@ from tacit.dp.accounting import (
 )
 from tacit.dp.noise import Accounted, NoisySum
 from tacit.dp.sampling import duplicates
-from tacit.nn.federated import Progress, Rounds, Task, check_sgd, honest_work, silent, train_here
+from tacit.nn.federated import (
+    Progress,
+    Rounds,
+    Task,
+    carried,
+    check_sgd,
+    honest_work,
+    no_insiders,
+    silent,
+    train_here,
+    work_of,
+)
 from tacit.nn.local_work import HonestTraining, Share, load_parameters, parameters_of
 from tacit.nn.lots import LotGradients
 from tacit.nn.persample import ClipRule
@@ -511,16 +522,28 @@ class SecureAggregation:
         )
 
     def members_of(self, task: Task, seat: Seat) -> dict[Role, Member]:
-        """A member for each owner whose records are in this process."""
+        """A member for each owner whose records are in this process.
+
+        Raises:
+            ConfigError: with noise, an owner is to do something in place of honest training.
+        """
+        if self.noisy:
+            no_insiders(
+                task,
+                "what an owner adds to a noisy sum are clipped gradients of single records in a secret lot, and no update "
+                "over steps; take noise away, or another scheme",
+            )
         agreement = self.agreed(task)
         work: Mapping[Role, LocalWork] = (
-            self.lots(task, agreement, coins=seat.coins) if self.noisy else self.work(task)
+            self.lots(task, agreement, coins=seat.coins)
+            if self.noisy
+            else work_of(task, self.work(task))
         )
         made = self.members(
             work, agreement, parameters_of(task.start),
             coins=seat.coins, roles=task.owners, seat=seat,
         )  # fmt: skip
-        return dict(made)
+        return carried(made, work)
 
     def run(
         self,

@@ -71,7 +71,17 @@ from tacit.core.errors import (
 )
 from tacit.core.wire import Array, Message, decode, encode
 from tacit.dp.sparse_vector import SparseVector
-from tacit.nn.federated import MOST, Progress, Task, check_sgd, honest_work, silent, train_here
+from tacit.nn.federated import (
+    MOST,
+    Progress,
+    Task,
+    carried,
+    check_sgd,
+    honest_work,
+    silent,
+    train_here,
+    work_of,
+)
 from tacit.nn.local_work import (
     Share,
     load_parameters,
@@ -576,25 +586,28 @@ class SelectiveSGD:
         """A member for each owner whose records are in this process."""
         start = parameters_of(task.start)
         selector = self.selector(sum(array.size for array in start))
-        return {
+        honest = honest_work(
+            task,
+            Share.CHANGE,
+            batch_size=self.batch_size,
+            local_steps=self.local_steps,
+            learning_rate=self.learning_rate,
+            decay=self.decay,
+            label_smoothing=self.label_smoothing,
+        )
+        work = work_of(task, honest)
+        members = {
             role: SelectiveMember(
-                work,
+                work[role],
                 start,
                 selector=selector,
                 turns=self.epochs,
-                examples=work.local_steps * self.batch_size,
+                examples=one.local_steps * self.batch_size,
                 coins=seat.coins.child(f"selective/{role}"),
             )
-            for role, work in honest_work(
-                task,
-                Share.CHANGE,
-                batch_size=self.batch_size,
-                local_steps=self.local_steps,
-                learning_rate=self.learning_rate,
-                decay=self.decay,
-                label_smoothing=self.label_smoothing,
-            ).items()
+            for role, one in honest.items()
         }
+        return carried(members, work)
 
     def run(
         self,

@@ -52,7 +52,7 @@ from tacit.core.errors import ConfigError, DataError, ProtocolError
 from tacit.core.wire import Array, Message
 from tacit.crypto.fixedpoint import FixedPoint
 from tacit.crypto.ring import Elements, Ring
-from tacit.nn.federated import Progress, Shard, Task, check_sgd, silent
+from tacit.nn.federated import Progress, Shard, Task, check_sgd, no_insiders, silent
 from tacit.nn.local_work import load_parameters, parameters_of
 from tacit.nn.spec import ModelSpec
 from tacit.parties.checkpoints import NOTHING, Checkpoint, Keep, keep_nothing
@@ -217,6 +217,7 @@ class TwoServer:
         keep: Keep,
         told: Told,
     ) -> tuple[PairRun[Any], Mapping[Role, Any]]:
+        no_insiders(task, "owners share their records out, and two servers train")
         checkpoints = _joint(keep({}))
         parties = self.parties_of(
             task, coins, progress=progress, checkpoints=checkpoints, told=told
