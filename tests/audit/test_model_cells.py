@@ -14,7 +14,7 @@ from torch import nn
 from tacit.audit import decision
 from tacit.audit.cells import Judge, Trial, pooled
 from tacit.audit.compare import Row, compare
-from tacit.audit.model_cells import ExtractionFrom, InversionFrom, agreeing
+from tacit.audit.model_cells import ExtractionFrom, InversionFrom, agreeing, compared
 from tacit.audit.world import Settings, World, deal, imitation
 from tacit.nn.data import load
 from tacit.training.plain import Centralised
@@ -108,3 +108,15 @@ def test_in_a_matrix_they_have_verdicts_and_leave_the_worst_leak_alone() -> None
     for one in report["attacks"]:
         one["about"] = "records"
     assert decision.choices(report)[0].leak > 0.5
+
+
+def test_a_rate_is_compared_record_by_record() -> None:
+    alike = torch.tensor([True] * 90 + [False] * 10)
+    same = compared(alike, alike)
+    assert same.value == same.chance == 0.9 and same.interval[0] < 0.9 < same.interval[1]
+    better = compared(torch.ones(100, dtype=torch.bool), alike)
+    assert better.interval[0] > better.chance == 0.9 and better.interval[1] <= 1
+    # Agresti & Min 2005: (b - c) / (n + 2), deviation from the discordant pairs alone.
+    apart = compared(torch.arange(200) < 40, (torch.arange(200) >= 30) & (torch.arange(200) < 50))
+    middle, spread = (30.5 - 10.5) / 202, (41 - 20**2 / 202) ** 0.5 / 202
+    assert apart.interval == pytest.approx((0.1 + middle - 1.96 * spread, 0.1 + middle + 1.96 * spread))  # fmt: skip

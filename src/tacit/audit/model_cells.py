@@ -14,6 +14,7 @@ Ristenpart, CCS 2015.
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -45,6 +46,36 @@ _SAW = {
 }
 
 
+class Compared(NamedTuple):
+    """A rate, what it is compared with on the same records, and the interval of their difference, laid around chance."""
+
+    value: float
+    chance: float
+    interval: tuple[float, float]
+
+
+def compared(hits: Tensor, others: Tensor) -> Compared:
+    """A rate beside one that was measured on the same records.
+
+    Chance is measured too, and errs with the rate: the interval is that of the difference, paired record by record, so that
+    it lies above chance where the rate does.
+
+    Args:
+        hits: (n,) bool, whether the attack was right.
+        others: (n,) bool, whether what it is compared with was.
+
+    Source: Agresti & Min, Simple improved confidence intervals for comparing matched proportions, 2005: half a record is
+    added to each of the four cells.
+    """
+    n = len(hits)
+    more, fewer = int((hits & ~others).sum()) + 0.5, int((~hits & others).sum()) + 0.5
+    middle = (more - fewer) / (n + 2)
+    reach = 1.96 * math.sqrt(max(more + fewer - (more - fewer) ** 2 / (n + 2), 0)) / (n + 2)
+    chance = float(others.double().mean())
+    low, high = (min(1.0, max(0.0, chance + middle + side * reach)) for side in (-1, 1))
+    return Compared(float(hits.double().mean()), chance, (low, high))
+
+
 def agreeing(model: nn.Module, other: nn.Module, records: Tensor) -> Tensor:
     """(n,) whether two models, each giving one score a class, name the same class for ``records`` (n, *input shape)."""
     with torch.no_grad():
@@ -62,7 +93,7 @@ def taught(
     network: nn.Module, inputs: Tensor, answers: Tensor, generator: torch.Generator
 ) -> nn.Module:
     """A network of this architecture, taught answers (n, classes) that are class probabilities, as a copy is."""
-    model = initialise(deepcopy(network), generator)
+    model = initialise(deepcopy(network), generator).float()
     fit_to(model, inputs, answers, RECIPE, generator)
     return model.eval()
 
@@ -136,17 +167,17 @@ class ExtractionFrom:
         copy, knowledge, queries = copied(trial, self.vantage)
         model, (fresh, truth) = trial.run.output.value, trial.nonmembers
         own = trial.once(f"{self.name}/without-asking", lambda: self._without_asking(trial))
-        hits, n = int(agreeing(model, copy, fresh).sum()), len(fresh)
+        found = compared(agreeing(model, copy, fresh), agreeing(model, own, fresh))
         with torch.no_grad():
             right = float((copy(fresh).argmax(1) == truth).double().mean())
         return Measurement(
             metric=self.metric,
-            value=hits / n,
-            n=n,
-            chance=float(agreeing(model, own, fresh).double().mean()),
-            interval=clopper_pearson(hits, n),
+            value=found.value,
+            n=len(fresh),
+            chance=found.chance,
+            interval=found.interval,
             knowledge=knowledge.described(),
-            why=f"copied from {queries} answers, compared on {n} records",
+            why=f"copied from {queries} answers, compared on {len(fresh)} records",
             saw=dict(_SAW[self.vantage]),
             queries=queries,
             details={"accuracy_of_copy": right},
