@@ -1,6 +1,7 @@
 """MI-Face: each stop rule on costs written by hand, every row as printed, and nothing paid for rows that stopped."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -191,6 +192,18 @@ def test_every_row_is_what_the_printed_algorithm_gives(cost, settings, auxiliary
         assert found.steps[label].item() == steps
         p = model(image[None]).softmax(1)[0, label].item()
         assert found.confidences[label].item() == pytest.approx(p)
+
+
+@pytest.mark.parametrize("where", [5.0, -5.0])
+def test_the_start_is_put_into_the_box(where):
+    start = Start(name="outside", images=torch.full((1, *SHAPE), where))
+    edge = Start(name="edge", images=start.images.clamp(0, 1))
+    settings = MIFace(step_size=1e-9, iterations=3)
+    found, same = (settings.invert(WhiteBox(network()), KNOWN, ALL, start=s) for s in (start, edge))
+    assert found.images.min() >= 0 and found.images.max() <= 1
+    assert torch.equal(found.images, same.images) and torch.equal(found.costs, same.costs)
+    free = replace(settings, box=None).invert(WhiteBox(network()), KNOWN, ALL, start=start)
+    assert torch.allclose(free.images, start.images.to(free.images))
 
 
 def test_classes_become_sure_from_zero_and_the_label_is_the_prediction():

@@ -78,6 +78,15 @@ def test_what_shows_the_person_is_known_and_the_controls_are_not(judge):
     assert found.judge_accuracy == judge.accuracy
 
 
+def test_a_plain_judge_knows_records_and_was_not_taught_what_descent_draws(judge):
+    plain = train_inversion_judge(
+        *GALLERY, PEOPLE, held=RECORDS, steps=300, imitations=False, generator=seeded(3)
+    )
+    assert plain.accuracy > 0.95
+    drawn = (RECORDS[0] - RECORDS[0].mean(0)).clamp_min(0)
+    assert judge.recognises(drawn, RECORDS[1]) > plain.recognises(drawn, RECORDS[1])
+
+
 def test_recognition_looks_past_the_range_and_likeness_does_not(judge):
     means = class_means(*RECORDS, PEOPLE)
     found, plain = figures(means - 1, judge), figures(means, judge)

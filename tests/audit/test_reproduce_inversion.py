@@ -28,7 +28,8 @@ from tacit.audit.inversion_cases import (
 from tacit.audit.pictures import contact_sheet
 from tacit.audit.reproduce import REPRODUCTIONS
 from tacit.audit.reproduce_inversion import cases, reproduce_inversion
-from tacit.core.errors import BudgetExhausted, ConfigError
+from tacit.audit.statistics import clopper_pearson
+from tacit.core.errors import BudgetExhausted, ConfigError, NotEnoughEvidence
 from tacit.nn.dataset import DataSet, Feature
 from tacit.nn.faces import FaceTraining
 from tacit.nn.policies import Policy
@@ -78,6 +79,10 @@ def visitors():
     )  # fmt: skip
 
 
+def total(pairs):
+    return sum(hits for hits, _ in pairs)
+
+
 def small(kind, **settings):
     case = Faces(
         name=f"att-faces/{kind}", seed=0, kind=kind, training=QUICK, hidden=40, widths=(40, 20), judge_steps=150,
@@ -111,12 +116,20 @@ def test_seven_images_of_each_person_are_trained_on_and_three_are_not(faces):
 def test_every_recogniser_is_inverted_in_its_ways(faces, kind, ways):
     found = run_faces(small(kind), faces)
     assert found["ways"].keys() == ways
-    assert found["validation"][1] == 3 * PEOPLE and found["validation"][0] >= 20
-    assert found["judge_accuracy_on_faces"] > 0.9
+    assert [held for _, held in found["right_faces"]] == [3] * PEOPLE
+    assert total(found["right_faces"]) >= 20
+    for judge in ("judge", "plain-judge"):
+        assert (
+            total(found[judge]["right_faces"]) > 0.9 * 3 * PEOPLE and found[judge]["accuracy"] > 0.9
+        )
     first = found["ways"][kind]
-    assert (
-        first["by_correlation"] >= 7 and first["controls"]["another class"]["by_correlation"] == 0
+    hits = first["hits"]
+    assert {len(of) for of in hits.values()} == {PEOPLE} and all(
+        {*of} <= {0, 1} for of in hits.values()
     )
+    assert hits.keys() == {*module._SHARES.values()}
+    assert sum(hits["by_correlation"]) >= 7
+    assert first["controls"]["another class"]["by_correlation"] == 0
     assert first["likeness"]["ssim"][0] > first["likeness"]["other_ssim"][0]
     assert sum(first["stopped"].values()) == first["faces"] == PEOPLE
     assert found["shown"].keys() == ways | {"real"}
@@ -134,8 +147,10 @@ def test_the_extracted_model_is_the_target_and_so_are_its_images(faces):
     assert found["queries"] == math.prod(SHAPE) + 1
     assert found["total_variation"] < 1e-12 and found["agreement"] == 1
     assert found["largest_difference_of_images"] < 1e-8
-    assert found["inverted"]["by_judge"] == found["white_box"]["by_judge"]
-    assert found["reached_at_target"] == PEOPLE
+    assert found["inverted"]["hits"] == found["white_box"]["hits"]
+    assert found["reached_at_target"] == [1] * PEOPLE
+    assert found["inverted"]["seconds"] > found["extraction_seconds"] > 0
+    assert found["white_box"]["seconds"] > 0
 
 
 def affine(seed=0, width=12, classes=4):
@@ -170,6 +185,19 @@ def test_waves_give_what_equation_solving_gives():
             extract_by_waves(*wrong, seeded(1))
 
 
+def test_waves_stop_at_the_first_answers_that_cannot_do():
+    large, known = affine(width=1200), Knowledge(input_shape=(1, 40, 30), classes=4)
+    with torch.no_grad():
+        large[1].weight.mul_(40)  # probabilities fall below the least normal number
+    for model, knowledge, error in (
+        (large, known, NotEnoughEvidence), (affine(width=1200), replace(known, classes=3), ConfigError),
+    ):  # fmt: skip
+        counter = QueryCounter()
+        with pytest.raises(error, match=r"expected|known"):
+            extract_by_waves(Scores(model, counter), knowledge, seeded(1))
+        assert 0 < counter.spent < 1201
+
+
 @pytest.mark.parametrize("multiple", [0.1, 0.05, 0.01, 0.005, 1e-5])
 def test_answers_are_rounded_to_multiples(multiple):
     model, inputs = affine(), torch.rand(30, 1, 4, 3, generator=seeded(3), dtype=torch.float64)
@@ -190,9 +218,10 @@ def test_coarse_rounding_stops_what_queries_find(faces):
     found = run_faces(case, faces)
     assert found["rounding"].keys() == {"0.001", "0.3"}
     assert found["numeric"]["queries"] > found["spsa"]["faces"]
-    assert found["numeric"]["by_correlation"] >= 7
-    assert found["rounding"]["0.001"]["reached"] == PEOPLE > found["rounding"]["0.3"]["reached"]
-    assert found["rounding"]["0.3"]["by_correlation"] < found["rounding"]["0.001"]["by_correlation"]
+    fine, coarse = (found["rounding"][multiple]["hits"] for multiple in ("0.001", "0.3"))
+    assert sum(found["numeric"]["hits"]["by_correlation"]) >= 7
+    assert sum(fine["reached"]) == PEOPLE > sum(coarse["reached"])
+    assert sum(coarse["by_correlation"]) < sum(fine["by_correlation"])
     figures = {one["name"] for one in module._of_queries(case, [found])}
     assert "att-faces/rounding/0.3/reidentified" in figures
     assert "att-faces/black-box/spsa/queries_a_face" in figures
@@ -236,14 +265,55 @@ def test_an_attribute_is_inferred_beside_those_who_have_no_model(visitors, colum
         if column == "colour":
             assert group["probability"]["right"] > group["most-frequent"]["right"]
     assert all(one["found"] <= min(one["said"], one["true"]) for one in others.values())
-    made = {one["name"]: one for one in module._of_attribute(case.name, case, [found, found])}
     right = members["probability"]["right"]
-    assert made["visitors/it/probability/members/accuracy"]["here"] == right / 150
-    assert made["visitors/it/probability/members/accuracy"]["n"] == 300
-    gap = made["visitors/it/probability/gap"]
-    assert gap["here"] == pytest.approx((right - others["probability"]["right"]) / 150)
-    assert gap["interval"][0] < gap["here"] < gap["interval"][1]
-    assert json.dumps(list(made.values()), allow_nan=False)
+    gap = (right - others["probability"]["right"]) / 150
+    base = (members["most-frequent"]["right"] - others["most-frequent"]["right"]) / 150
+    other = run_attribute(replace(case, seed=2), visitors)
+    for founds in ([found], [found, other]):
+        made = {one["name"]: one for one in module._of_attribute(case.name, case, founds)}
+        accuracy = made["visitors/it/probability/members/accuracy"]
+        assert accuracy["settings"]["by_seed"][0] == right / 150
+        assert accuracy["n"] == (150 if len(founds) == 1 else 2)
+        whole, beyond = (
+            made[f"visitors/it/probability/{w}"] for w in ("gap", "gap_beyond_base_rate")
+        )
+        assert whole["settings"]["by_seed"][0] == pytest.approx(gap)
+        assert beyond["settings"]["by_seed"][0] == pytest.approx(gap - base)
+        for one in (whole, beyond):
+            assert one["interval"][0] < one["here"] < one["interval"][1]
+        assert json.dumps(list(made.values()), allow_nan=False)
+
+
+def test_the_gap_beyond_the_base_rate_covers_and_is_paired():
+    """Over draws of two alike groups its interval holds zero about as often as it says; one that adds nothing has width."""
+    generator, held = seeded(3), 0
+    for _ in range(300):
+        drawn = torch.rand(2, 2, 200, generator=generator)
+        groups = [
+            {"better": int((u < 0.15).sum()), "worse": int((v < 0.05).sum()), "records": 200} for u, v in drawn
+        ]  # fmt: skip
+        gap, reach = module._paired(*groups)
+        held += abs(gap) <= reach
+    assert 275 <= held <= 297
+    none = {"better": 0, "worse": 0, "records": 200}
+    gap, reach = module._paired(none, none)
+    assert gap == 0 < reach < 0.02
+    whole = module._gap(
+        "it", [(none, none)] * 3, module._paired, {}
+    )  # seeds that agree prove no more than one
+    assert whole["interval"] == [-reach, reach]
+    assert module._rate("it", [(0, 20)] * 3, {})["interval"] == list(clopper_pearson(0, 60))
+
+
+def test_a_share_is_as_sure_as_its_people_are_many():
+    """The same people over seeds are no new people."""
+    one, again = [(1, 1)] * 30 + [(0, 1)] * 10, [(3, 3)] * 30 + [(0, 3)] * 10
+    first, pooled = (module._share("it", of, {}) for of in (one, again))
+    assert first["interval"] == list(clopper_pearson(30, 40))
+    low, high = pooled["interval"]
+    assert pooled["n"] == 120 and high - low > 0.9 * (first["interval"][1] - first["interval"][0])
+    whole = module._share("it", [(3, 3)] * 40, {})
+    assert whole["interval"] == list(clopper_pearson(40, 40)) and whole["here"] == 1
 
 
 def test_a_table_without_the_column_or_with_few_records_is_refused(visitors):
@@ -268,7 +338,9 @@ def test_a_contact_sheet_holds_all_images_and_refuses_unequal_rows():
 def made_up(case):
     """What a case might have given."""
     if isinstance(case, Attribute):
-        counts = {"records": 100, "right": 60 + case.seed, "said": 0, "true": 30, "found": 0}
+        counts = {
+            "records": 100, "right": 60 + case.seed, "said": 0, "true": 30, "found": 0, "better": 9, "worse": 5,
+        }  # fmt: skip
         group = dict.fromkeys(METHODS, counts)
         return {
             "outcomes": {"members": group, "nonmembers": group}, "values": 3, "positive": "x", "population": 50,
@@ -276,16 +348,22 @@ def made_up(case):
         }  # fmt: skip
     likeness = {name: [20.0, 19.0, 21.0] for name in module._LIKENESS}
     control = {"by_judge": 1, "by_correlation": 1, "junk": 0.5}
+    hits = dict.fromkeys(module._SHARES.values(), [1] * 40)
+    hits |= {
+        "by_judge": [1] * (38 + case.seed) + [0] * (2 - case.seed),
+        "by_plain_judge": [1] * 30 + [0] * 10,
+    }
     way = {
-        "seconds": 2.0, "faces": 40, "reached": 40, "confidence": 0.99, "steps": 90.0, "stopped": {"confident": 40},
-        "start": "zero", "by_validation_means": 38, "by_judge": 38 + case.seed, "by_correlation": 40, "junk": 0.0,
+        "seconds": 2.0, "faces": 40, "confidence": 0.99, "steps": 90.0, "stopped": {"confident": 40},
+        "start": "zero", "hits": hits, "junk": 0.0,
         "likeness": likeness, "controls": {"noise": control}, "queries": 4000, "slopes": "some",
     }  # fmt: skip
-    base = {"judge_accuracy": 0.98, "judge_accuracy_on_faces": 0.97, "seconds": 3.0}
+    judge = {"accuracy": 0.98, "right_faces": [[3, 3]] * 39 + [[2, 3]]}
+    base = {"judge": judge, "plain-judge": judge, "seconds": 3.0}
     if isinstance(case, Extracted):
         return base | {
             "queries": 10305, "total_variation": 1e-15, "agreement": 1.0, "extraction_seconds": 3.0,
-            "largest_difference_of_images": 1e-12, "reached_at_target": 40, "inverted": way, "white_box": way,
+            "largest_difference_of_images": 1e-12, "reached_at_target": [1] * 40, "inverted": way, "white_box": way,
         }  # fmt: skip
     if isinstance(case, BlackBox):
         rounded = {f"{multiple:g}": way for multiple in case.roundings}
@@ -293,7 +371,7 @@ def made_up(case):
     pixels = {"pixels": base64.b64encode(bytes(40 * 6)).decode(), "shape": [40, 3, 2]}
     return base | {
         "ways": {case.kind: way | {"settings": {"step_size": 5.0}}}, "training_seconds": 9.0,
-        "validation": [115, 120], "shown": {"real": pixels, case.kind: pixels} if case.shown else {},
+        "right_faces": [[2, 3]] * 5 + [[3, 3]] * 35, "shown": {"real": pixels, case.kind: pixels} if case.shown else {},
     }  # fmt: skip
 
 
@@ -328,11 +406,18 @@ def test_figures_have_their_names_and_finished_cases_are_kept(tmp_path, monkeypa
     known = figures["att-faces/mlp/reidentified"]
     assert known["here"] == (38 + 39 + 40) / 120 and known["n"] == 120
     assert known["settings"]["controls"]["noise"]["by_judge"] == 3 / 120
+    assert figures["att-faces/mlp/reidentified_by_plain_judge"]["here"] == 0.75
+    assert (
+        figures["att-faces/judge/accuracy"]["n"] == 3
+    )  # one judge a seed, however many cases it served in
     assert figures["att-faces/dae/seconds"]["here"] == 2.0
     assert figures["att-faces/extract-then-invert/queries"]["here"] == 10305
     for name in (
         "att-faces/judge/accuracy", "att-faces/dae/confidence", "att-faces/softmax/reidentified_by_correlation",
-        "att-faces/rounding/0.1/reidentified", "adult/race/confusion/nonmembers/recall", "pima/glucose/without-model/gap",
+        "att-faces/plain-judge/accuracy-on-faces", "att-faces/small/plain-judge/accuracy",
+        "att-faces/softmax/reidentified_clamped", "att-faces/rounding/0.1/reidentified",
+        "att-faces/extract-then-invert/white_box_seconds", "adult/race/probability/gap_beyond_base_rate",
+        "adult/race/confusion/nonmembers/recall", "pima/glucose/without-model/gap",
     ):  # fmt: skip
         assert name in figures
     assert (

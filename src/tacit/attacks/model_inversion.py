@@ -19,8 +19,8 @@ cost is the answer.
 What we changed, and how we read it: all classes and starting points move as one batch, and a row that has stopped is taken
 out of it; costs before x_0 count as infinite, so that the second rule cannot end a row before beta steps; the third is
 printed with gamma itself and read as confidence gamma, for at 0.99 the printed rule would end where the confidence is 0.01
-(gamma = 0.01 is that rule); x_0 is among the candidates for the answer; values are kept in a box, which the paper does not
-print; -log p, under its own name, has a slope where 1 - p is flat; a row whose cost is not finite stops.
+(gamma = 0.01 is that rule); x_0 is among the candidates for the answer; values are kept in a box, x_0 among them, which the
+paper does not print; -log p, under its own name, has a slope where 1 - p is flat; a row whose cost is not finite stops.
 
 Source:
     [1] M. Fredrikson, S. Jha, T. Ristenpart. Model Inversion Attacks that Exploit Confidence Information and Basic
@@ -148,7 +148,7 @@ class MIFace:
         confidence: a row stops at this confidence or above it, in (0, 1] (gamma). With an AuxTerm its cost counts too.
         step_size: what the slope is multiplied by (lambda).
         cost: 1 - p as printed, or -log p.
-        box: lowest and highest value of a record; None for no bounds, as printed.
+        box: lowest and highest value of a record, of the starting point too; None for no bounds, as printed.
         process_every: Process follows every so many steps; 1 as printed.
 
     Raises:
@@ -199,7 +199,7 @@ class MIFace:
             access: the model; it is put in evaluation mode, and not changed otherwise.
             knowledge: `input_shape` and `classes` are used.
             labels: (n,) int64, the classes to invert.
-            start: where to start; None for x_0 = 0.
+            start: where to start, put into the box; None for x_0 = 0.
             auxiliary: what is added to the cost (AuxTerm).
             process: what is done to the records after each step, before the box; None for nothing.
 
@@ -232,7 +232,7 @@ def descend(
 
     Args:
         evaluate: gives costs and slopes. If it raises `BudgetExhausted` after the start, what was found till then is given.
-        start: (n, *shape).
+        start: (n, *shape); it is put into the box first.
         settings: step, stop rules and box.
         process: what is done to points after a step.
 
@@ -240,7 +240,7 @@ def descend(
         ConfigError: ``process`` changes the shape.
         BudgetExhausted: the budget does not even pay for the starting points.
     """
-    points, rows = start.clone(), torch.arange(len(start), device=start.device)
+    points, rows = _boxed(start.clone(), settings), torch.arange(len(start), device=start.device)
     now = evaluate(points, rows)
     best, found = points.clone(), now.confidences.clone()
     costs = torch.where(now.costs.isfinite(), now.costs, math.inf)
@@ -392,4 +392,8 @@ def _moved(points: Tensor, slopes: Tensor, settings: MIFace, process: Process | 
                 f"records {tuple(points.shape)} expected of the process, {tuple(processed.shape)} came"
             )
         points = processed.detach().to(points)
+    return _boxed(points, settings)
+
+
+def _boxed(points: Tensor, settings: MIFace) -> Tensor:
     return points if settings.box is None else points.clamp(*settings.box)

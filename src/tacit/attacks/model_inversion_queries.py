@@ -186,7 +186,8 @@ class QueryInversion:
             knowledge: `input_shape` and `classes` are used.
             labels: (n,) int64, the classes to invert.
             generator: draws the directions of `SPSA`; `NumericGradients` draws nothing.
-            start: where to start, and the type and device of what is sent; None for x_0 = 0 in float32 on the CPU.
+            start: where to start (it is put into the box), and the type and device of what is sent; None for x_0 = 0 in
+                float32 on the CPU.
             auxiliary: what is added to the cost (AuxTerm); it need not be differentiable.
             process: what is done to the records after each step, before the box; None for nothing.
 

@@ -2,9 +2,9 @@
 
 A record's attribute is inferred from its other attributes, its label and the model's answers, for the model's training
 records (members) and for others. Beside it stand two adversaries that have no model: one that always says the most frequent
-value, and one with records of the population, on which it trains a network that says the attribute from all else. The gap
-between members and others is what the model tells of its training records; what it tells of both, the second adversary may
-know without it.
+value, and one with records of the population, on which it trains a network that says the attribute from all else. What the
+model tells of its training records is the gap between members and others, less the gap of the most frequent value, by which
+the two groups differ by chance; what it tells of both, the second adversary may know without it.
 """
 
 from __future__ import annotations
@@ -167,8 +167,9 @@ def _run(case: Attribute, data: DataSet) -> Found:
             "most-frequent": attribute.prior.argmax().expand(len(of)),
             "without-model": taught(blind[of]).argmax(1),
         }
+        base = said["most-frequent"] == truth[of]
         outcomes[group] = {
-            name: _counts(values, truth[of], case.positive) for name, values in said.items()
+            name: _counts(values, truth[of], case.positive, base) for name, values in said.items()
         }
     return {
         "outcomes": outcomes,
@@ -198,9 +199,10 @@ def _without(inputs: Tensor, labels: Tensor, classes: int, feature: Feature) -> 
     return torch.cat([kept, nn.functional.one_hot(labels, classes).to(inputs)], 1)
 
 
-def _counts(values: Tensor, truth: Tensor, positive: int) -> Mapping[str, int]:
-    said, true = values == positive, truth == positive
+def _counts(values: Tensor, truth: Tensor, positive: int, base: Tensor) -> Mapping[str, int]:
+    """Outcomes; ``better`` and ``worse``: records where this is right and the most frequent value is not, and vice versa."""
+    said, true, right = values == positive, truth == positive, values == truth
     return {
-        "records": len(truth), "right": int((values == truth).sum()), "said": int(said.sum()),
-        "true": int(true.sum()), "found": int((said & true).sum()),
+        "records": len(truth), "right": int(right.sum()), "said": int(said.sum()), "true": int(true.sum()),
+        "found": int((said & true).sum()), "better": int((right & ~base).sum()), "worse": int((base & ~right).sum()),
     }  # fmt: skip

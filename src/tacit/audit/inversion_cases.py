@@ -1,8 +1,9 @@
 """Parts of the reproduction of model inversion on faces: white boxes, queries, and extraction first.
 
 Each part draws its own split of the images (seven of a person for training, the others for validation), trains its target
-and its judge, and gives what the attack found as plain values. The judge is a convolutional network, which no target is,
-trained on the same seven images a person; see `tacit.audit.inversion_metrics`.
+and its judges, and gives what the attack found as plain values. Both judges are convolutional networks, which no target is,
+trained on the same seven images a person; one has also learned imitations of inverted images, the plain one has not. See
+`tacit.audit.inversion_metrics`.
 
 Extract, then invert: a softmax regression in float64 answers d + 1 records, whose coordinates are distinct waves of the
 discrete cosine transform of that order (the design of `tacit.attacks.extraction`). Least squares in the log-ratios is then
@@ -26,11 +27,10 @@ from torch import Tensor, nn
 
 from tacit.attacks.access import Knowledge, QueryCounter, Scores, WhiteBox
 from tacit.attacks.extraction import check_classes, needed
-from tacit.attacks.extraction_fit import AffineModel
+from tacit.attacks.extraction_fit import SMALLEST, AffineModel
 from tacit.attacks.model_inversion import Cost, Inversion, MIFace, Start, Stop
 from tacit.attacks.model_inversion_queries import SPSA, NumericGradients, QueryInversion
 from tacit.attacks.model_inversion_rows import invert_in_row_space
-from tacit.audit.cells import Judge
 from tacit.audit.extraction_metrics import fidelity
 from tacit.audit.figures import one_thread
 from tacit.audit.inversion_metrics import (
@@ -42,7 +42,7 @@ from tacit.audit.inversion_metrics import (
     train_inversion_judge,
 )
 from tacit.audit.kept import Found, key_of
-from tacit.core.errors import ConfigError
+from tacit.core.errors import ConfigError, NotEnoughEvidence
 from tacit.nn.data import load
 from tacit.nn.dataset import DataSet
 from tacit.nn.faces import (
@@ -53,7 +53,6 @@ from tacit.nn.faces import (
     train_mlp,
     train_softmax,
 )
-from tacit.nn.local_work import accuracy
 from tacit.nn.policies import EVERYTHING, Policy
 
 Kind = Literal["softmax", "mlp", "dae"]
@@ -208,22 +207,33 @@ def run_faces(case: Faces | Extracted | BlackBox, data: DataSet | None = None) -
 
 
 class _Bench:
-    """A split with its judge: what inverted images are measured by."""
+    """A split with its two judges: what inverted images are measured by."""
 
     def __init__(self, parts: Split, seed: int, judge_steps: int) -> None:
         self.parts, self.seed = parts, seed
-        self.judge: Judge = train_inversion_judge(
-            parts.inputs, parts.labels, parts.classes, held=parts[2:4], steps=judge_steps,
-            generator=torch.Generator().manual_seed(1_000_003 + seed),
+        self.judge, self.plain_judge = (
+            train_inversion_judge(
+                parts.inputs, parts.labels, parts.classes, held=parts[2:4], steps=judge_steps, imitations=imitations,
+                generator=torch.Generator().manual_seed(first + seed),
+            )
+            for imitations, first in ((True, 1_000_003), (False, 2_000_003))
         )  # fmt: skip
         self.everyone = torch.arange(parts.classes)
         self.knowledge = Knowledge(input_shape=tuple(parts.inputs.shape[1:]), classes=parts.classes)
 
     def about(self) -> Found:
-        """What the judge can do: on all that it has not seen, and on faces alone."""
-        parts = self.parts
-        faces = accuracy(self.judge.model, parts.validation_inputs, parts.validation_labels)
-        return {"judge_accuracy": self.judge.accuracy, "judge_accuracy_on_faces": faces}
+        """What each judge can do: on all that it has not seen, and on faces alone, of which how many a person."""
+        return {
+            name: {"accuracy": judge.accuracy, "right_faces": self.right_faces(judge.model)}
+            for name, judge in (("judge", self.judge), ("plain-judge", self.plain_judge))
+        }
+
+    def right_faces(self, model: nn.Module) -> list[list[int]]:
+        """For each person how many of the validation images the model knows, and of how many."""
+        images, labels, classes = self.parts[2:]
+        known = labels[_answers(model, images) == labels]
+        counts = [torch.bincount(these, minlength=classes).tolist() for these in (known, labels)]
+        return [list(pair) for pair in zip(*counts, strict=True)]
 
     def measured(self, found: Inversion, seconds: float, images: Tensor | None = None) -> Found:
         """An inversion as plain values; ``images`` where they are not what the descent moved."""
@@ -233,18 +243,37 @@ class _Bench:
             shown, self.everyone, judge=self.judge, records=parts[:2], gallery=parts[:2],
             generator=torch.Generator().manual_seed(self.seed),
         )  # fmt: skip
-        validation = class_means(parts.validation_inputs, parts.validation_labels, parts.classes)
+        validation, training = (class_means(*of, parts.classes) for of in (parts[2:4], parts[:2]))
+        named = {
+            "by_judge": _answers(self.judge.model, shown),
+            "by_judge_clamped": _answers(self.judge.model, shown.clamp(0, 1)),
+            "by_plain_judge": _answers(self.plain_judge.model, shown),
+            "by_plain_judge_clamped": _answers(self.plain_judge.model, shown.clamp(0, 1)),
+            "by_correlation": nearest_mean(shown, training),
+            "by_validation_means": nearest_mean(shown, validation),
+        }
+        hits = {way: _ones(answers == self.everyone) for way, answers in named.items()}
         return {
             "seconds": seconds,
             "faces": parts.classes,
-            "reached": int((found.confidences >= CONFIDENCE).sum()),
+            "hits": hits | {"reached": _ones(found.confidences >= CONFIDENCE)},
             "confidence": float(found.confidences.mean()),
             "steps": float(found.steps.double().mean()),
             "stopped": {stop.value: found.stopped.count(stop) for stop in Stop},
             "start": found.start,
-            "by_validation_means": int((nearest_mean(shown, validation) == self.everyone).sum()),
             **_plain(figures, parts.classes),
         }
+
+
+def _answers(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        answers: Tensor = model.eval()(images).argmax(1)
+    return answers
+
+
+def _ones(hits: Tensor) -> list[int]:
+    """One number a person: 1 or 0."""
+    return [int(hit) for hit in hits.tolist()]
 
 
 def _plain(figures: InversionFigures, classes: int) -> Found:
@@ -262,7 +291,7 @@ def _plain(figures: InversionFigures, classes: int) -> Found:
         )
     }  # fmt: skip
     controls = {name: counts(known) for name, known in figures.controls.items()}
-    return counts(figures.inverted) | {"likeness": likeness, "controls": controls}
+    return {"junk": figures.inverted.junk, "likeness": likeness, "controls": controls}
 
 
 # --- as a white box
@@ -314,10 +343,9 @@ def _white_box(case: Faces, data: DataSet) -> Found:
             found[name]["image_confidence"] = float(sure.mean())
         if case.shown:
             shown[name] = _small(inverted.images if images is None else images)
-    held = parts.validation_inputs, parts.validation_labels
     return {
-        "ways": found, "shown": shown, "training_seconds": trained,
-        "validation": [round(accuracy(recogniser, *held) * len(held[0])), len(held[0])], **bench.about(),
+        "ways": found, "shown": shown, "training_seconds": trained, "right_faces": bench.right_faces(recogniser),
+        **bench.about(),
     }  # fmt: skip
 
 
@@ -406,11 +434,13 @@ def _extracted(case: Extracted, data: DataSet) -> Found:
     extracted = time.perf_counter() - begun
     attack = MIFace(step_size=5.0, box=None)
     start = Start(name="zero", images=torch.zeros_like(parts.inputs[:1]).double())
-    found, own = (
-        attack.invert(WhiteBox(which), bench.knowledge, bench.everyone, start=start)
-        for which in (model, target)
-    )
-    seconds = time.perf_counter() - begun
+
+    def inverted(which: nn.Module) -> tuple[Inversion, float]:
+        began = time.perf_counter()
+        images = attack.invert(WhiteBox(which), bench.knowledge, bench.everyone, start=start)
+        return images, time.perf_counter() - began
+
+    (found, took), (own, took_white) = inverted(model), inverted(target)
     with torch.no_grad():
         sure = target(found.images).softmax(1).diagonal()
     alike = fidelity(target, model, parts.validation_inputs.double())
@@ -420,9 +450,9 @@ def _extracted(case: Extracted, data: DataSet) -> Found:
         "total_variation": alike.total_variation,
         "agreement": alike.agreement.value,
         "largest_difference_of_images": float((found.images - own.images).abs().max()),
-        "reached_at_target": int((sure >= CONFIDENCE).sum()),
-        "inverted": bench.measured(found, seconds),
-        "white_box": bench.measured(own, seconds),
+        "reached_at_target": _ones(sure >= CONFIDENCE),
+        "inverted": bench.measured(found, extracted + took),
+        "white_box": bench.measured(own, took_white),
         **bench.about(),
     }
 
@@ -438,7 +468,8 @@ def extract_by_waves(
         generator: draws which wave each value of a record follows, and its sign.
 
     Raises:
-        ConfigError: the shape or the classes are unknown, or the policy takes from the answers.
+        ConfigError: the shape or the classes are unknown or not the target's, or the policy takes from the answers.
+        NotEnoughEvidence: a probability is below the least normal number, and so has no logarithm to rely on.
         BudgetExhausted: the budget does not do.
 
     Cost: d + 1 queries; O(c d log d) operations beside those of forming the records.
@@ -458,8 +489,14 @@ def extract_by_waves(
     for row in torch.split(torch.arange(rows), _RECORDS_AT_ONCE):
         wave = cosines[((2 * row + 1)[:, None] * waves) % (4 * rows)]
         answers.append(access.scores((0.5 + 0.5 * signs * wave).view(-1, *shape)))
-    check_classes(answers[0], classes)
-    logarithms = torch.cat(answers).clamp_min(torch.finfo(torch.float64).tiny).log()
+        check_classes(answers[-1], classes)  # before more is asked
+        lost = int((~(answers[-1] >= SMALLEST)).sum())
+        if lost:
+            raise NotEnoughEvidence(
+                f"probabilities of at least {SMALLEST:.3g} expected, {lost} of {answers[-1].numel()} are below: "
+                "use EquationSolving, which leaves these out"
+            )
+    logarithms = torch.cat(answers).log()
     wanted = logarithms - logarithms.mean(1, keepdim=True)
     parts = torch.from_numpy(dct(wanted.numpy(), type=2, axis=0)) / rows
     weight = (2 * signs[:, None] * parts[waves]).T
@@ -521,7 +558,8 @@ def _by_queries(case: BlackBox, data: DataSet) -> Found:
         measured = bench.measured(found, time.perf_counter() - begun)
         with torch.no_grad():  # what a rounded answer says is not what the model says
             sure = target(found.images).softmax(1).diagonal()
-        measured |= {"reached": int((sure >= CONFIDENCE).sum()), "confidence": float(sure.mean())}
+        measured["hits"]["reached"] = _ones(sure >= CONFIDENCE)
+        measured["confidence"] = float(sure.mean())
         return measured | {"queries": counter.spent, "slopes": repr(slopes)}
 
     begun = time.perf_counter()

@@ -5,6 +5,10 @@ to a judge: a network of another architecture and seed, trained on records of th
 and it is compared with each class's mean record. The same is done with images that show no victim (controls). What the judge
 can do at all is its accuracy on real records.
 
+Inverted images are no records: from a blank start they are what sets a class apart from what all have in common. A person
+sees who that is; a classifier of records need not. A judge may therefore be taught imitations of such images, made of
+records alone (``imitations``). One that was not is the plain judge, and the stricter.
+
 Source:
     M. Fredrikson, S. Jha, T. Ristenpart. Model Inversion Attacks that Exploit Confidence Information and Basic
     Countermeasures. CCS 2015, section 5.3, where people judged (recalled); a network in their place is ours.
@@ -80,14 +84,15 @@ def train_inversion_judge(
     *,
     held: tuple[Tensor, Tensor],
     steps: int = 600,
+    imitations: bool = True,
     generator: torch.Generator,
 ) -> Judge:
     """A convolutional judge of small images, for few records a class, with a last class for junk.
 
     It looks at records averaged down to some 28 pixels a side and freed of brightness and contrast, which an inverted image
-    has of its own. Each record is learned several times: shifted by up to a twelfth of its side, and less a part of the mean
-    record, half of these with nothing below zero, for descent from a blank image draws what sets a class apart. Junk is
-    uniform noise, records with their pixels shuffled, and the mean record with noise of up to 0.3.
+    has of its own. Each record is learned several times: shifted by up to a twelfth of its side; with ``imitations``
+    also less a part of the mean record, half of these with nothing below zero, as inverted images are. Junk is uniform
+    noise, records with their pixels shuffled, and the mean record with noise of up to 0.3.
 
     Args:
         inputs: (n, channels, height, width) in [0, 1]: what the model that is judged has seen, or others like it.
@@ -95,6 +100,7 @@ def train_inversion_judge(
         classes: number of classes.
         steps: of training, at least; whole epochs. Half as many follow at a tenth of the rate.
         held: other records and labels, for its accuracy.
+        imitations: it learns imitations of inverted images too; else shifted records alone (a plain judge).
         generator: draws weights, orders, shifts and junk.
 
     Raises:
@@ -110,10 +116,13 @@ def train_inversion_judge(
     network = cnn(small, classes + 1, width=16, generator=generator)
     model = nn.Sequential(_Looking(pool), *network)
     reach = max(1, max(rows, columns) // 12)
-    copies = torch.cat([inputs, *(_varied(inputs, reach, generator) for _ in range(_COPIES - 1))])
+    copies = [inputs]
+    for _ in range(_COPIES - 1):
+        varied = _less_mean(inputs, generator) if imitations else inputs
+        copies.append(_shifted(varied, reach, generator))
     answers = labels.repeat(_COPIES)
     mean = inputs.mean(0)
-    records, right = _with_junk(copies, answers, classes, mean, generator)
+    records, right = _with_junk(torch.cat(copies), answers, classes, mean, generator)
     epochs = -(-steps // -(-len(records) // 32))
     for passes, rate in ((epochs, 0.02), (-(-epochs // 2), 0.002)):
         fit(
@@ -281,13 +290,17 @@ def _with_junk(
     return torch.cat([inputs, junk]), torch.cat([labels, torch.full((len(junk),), classes)])
 
 
-def _varied(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
-    """Each image less up to all of the mean image, and moved by up to ``reach`` pixels each way, its border repeated."""
+def _less_mean(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image less up to all of the mean image, half of them with nothing below zero: imitations of inverted images."""
     part, clip = torch.rand(2, len(images), 1, 1, 1, generator=generator)
     rest = images - part * images.mean(0)
-    rest = torch.where(clip < 0.5, rest.clamp_min(0), rest)
+    return torch.where(clip < 0.5, rest.clamp_min(0), rest)
+
+
+def _shifted(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+    """Each image moved by up to ``reach`` pixels each way, its border repeated."""
     rows, columns = images.shape[-2:]
-    wide = nn.functional.pad(rest, [reach] * 4, mode="replicate")
+    wide = nn.functional.pad(images, [reach] * 4, mode="replicate")
     starts = torch.randint(0, 2 * reach + 1, (len(images), 2), generator=generator).tolist()
     return torch.stack(
         [

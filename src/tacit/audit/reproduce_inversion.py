@@ -1,8 +1,9 @@
 """Model inversion [1] on AT&T faces and on tables: what a model shows of its classes, and tells of a record's attribute.
 
 Three recognisers (softmax regression, an MLP of 3000 units, a stacked denoising autoencoder) are trained on seven images of
-each of 40 people, and inverted for all people in one batch. Who is seen is said by a network of another architecture,
-trained on the same images, and by the nearest class mean. The ways:
+each of 40 people, and inverted for all people in one batch. Who is seen is said by two networks of another architecture,
+trained on the same images, of which one has learned imitations of inverted images too, and by the nearest class mean. The
+ways:
 
 - ``softmax``: as printed, with steps of 5 in place of 0.1;
 - ``mlp``: -log p in place of 1 - p, steps of 6, without a box, in the space of the first layer's rows;
@@ -15,7 +16,8 @@ By queries: a softmax regression in float64 is extracted by d + 1 queries and th
 from numeric gradients and from SPSA, and answers are rounded (the paper's countermeasure). On tables: a hidden attribute.
 
 Each recogniser, seed and table is a case of its own: cases run side by side, and each finished one is kept, so that an
-interrupted run goes on. Shares are pooled over the seeds, and their intervals are Clopper and Pearson's over all faces.
+interrupted run goes on. Shares are pooled over the seeds; the seeds show the same 40 people, so that their intervals are
+clustered by person. Those of attributes are Student's over the seeds, and of one seed they are over its records.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from __future__ import annotations
 import base64
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from tacit.audit.inversion_cases import BlackBox, Extracted, Faces, Kind, run_fa
 from tacit.audit.kept import Found, Kept, side_by_side
 from tacit.audit.pictures import contact_sheet
 from tacit.audit.provenance import plain
-from tacit.audit.statistics import clopper_pearson
+from tacit.audit.statistics import clopper_pearson, clustered_interval
 from tacit.core.files import write_file
 from tacit.nn.data import load
 from tacit.nn.faces import FaceTraining
@@ -54,8 +56,14 @@ _LIKENESS = ("psnr_db", "ssim", "other_psnr_db", "other_ssim", "nearest_psnr_db"
 _SHARES = {
     "reached": "reached",
     "reidentified": "by_judge",
+    "reidentified_clamped": "by_judge_clamped",
+    "reidentified_by_plain_judge": "by_plain_judge",
+    "reidentified_by_plain_judge_clamped": "by_plain_judge_clamped",
     "reidentified_by_correlation": "by_correlation",
+    "reidentified_by_validation_means": "by_validation_means",
 }
+#: Of these there are controls.
+_CONTROLLED = ("reidentified", "reidentified_by_correlation")
 
 SOFTMAX = FaceTraining()
 SMALL_SOFTMAX = FaceTraining(epochs=400)
@@ -210,17 +218,7 @@ def _figures(pairs: Pairs) -> list[Figure]:
     by_name: dict[str, list[tuple[Any, Found]]] = {}
     for case, found in pairs:
         by_name.setdefault(case.name, []).append((case, found))
-    made: list[Figure] = []
-    faces = [found for case, found in pairs if not isinstance(case, Attribute)]
-    for which in ("judge_accuracy", "judge_accuracy_on_faces"):
-        name = which.replace("judge_", "judge/").replace("_", "-")
-        made.append(
-            _mean(
-                f"att-faces/{name}",
-                [found[which] for found in faces],
-                {"of": "each case's own judge"},
-            )
-        )
+    made = _of_judges(pairs)
     for name, of in by_name.items():
         case, founds = of[0][0], [found for _, found in of]
         if isinstance(case, Faces):
@@ -234,12 +232,31 @@ def _figures(pairs: Pairs) -> list[Figure]:
     return made
 
 
+def _of_judges(pairs: Pairs) -> list[Figure]:
+    """Of both judges, for large images and for small ones: one of each a seed, whichever cases it served in."""
+    made: list[Figure] = []
+    for stem, small in (("att-faces", False), ("att-faces/small", True)):
+        own = {
+            case.seed: found
+            for case, found in pairs
+            if not isinstance(case, Attribute) and isinstance(case, BlackBox) == small
+        }
+        for judge in ("judge", "plain-judge"):
+            of = [found[judge] for found in own.values()]
+            said = {"imitations": judge == "judge"}
+            made += [
+                _mean(f"{stem}/{judge}/accuracy", [one["accuracy"] for one in of], said | {"junk": "included"}),
+                _share(f"{stem}/{judge}/accuracy-on-faces", _by_person([one["right_faces"] for one in of]), said),
+            ]  # fmt: skip
+    return made
+
+
 def _of_recogniser(name: str, case: Faces, founds: Sequence[Found]) -> list[Figure]:
-    right, held = (sum(found["validation"][i] for found in founds) for i in (0, 1))
+    wrong = [(held - right, held) for right, held in _by_person([one["right_faces"] for one in founds])]  # fmt: skip
     seconds = [round(found["training_seconds"], 1) for found in founds]
     said = {"training": plain(case.training), "training_seconds": seconds}
     made = [
-        _share(f"{name}/validation-error", held - right, held, said, better="lower", paper=_PAPER_ERRORS[case.kind])
+        _share(f"{name}/validation-error", wrong, said, better="lower", paper=_PAPER_ERRORS[case.kind])
     ]  # fmt: skip
     for way in founds[0]["ways"]:
         of = [found["ways"][way] for found in founds]
@@ -258,9 +275,6 @@ def _of_way(stem: str, of: Sequence[Found], paper_seconds: float | None = None) 
         said["processor_seconds"] = [round(one["processor_seconds"], 2) for one in of]
     faces = sum(one["faces"] for one in of)
 
-    def total(name: str) -> int:
-        return sum(one[name] for one in of)
-
     controls = {
         name: {
             which: sum(one["controls"][name][which] for one in of) / faces
@@ -271,12 +285,12 @@ def _of_way(stem: str, of: Sequence[Found], paper_seconds: float | None = None) 
     judged = said | {"controls": controls, "junk": [one["junk"] for one in of]}
     made = [
         _mean(f"{stem}/seconds", [one["seconds"] for one in of], said, better="lower"),
-        _share(f"{stem}/reached", total("reached"), faces, said),
         _mean(f"{stem}/confidence", [one["confidence"] for one in of], said),
         _mean(f"{stem}/steps", [one["steps"] for one in of], said, better="lower"),
-        _share(f"{stem}/reidentified", total("by_judge"), faces, judged),
-        _share(f"{stem}/reidentified_by_correlation", total("by_correlation"), faces, judged),
-        _share(f"{stem}/reidentified_by_validation_means", total("by_validation_means"), faces, said),
+        *(
+            _share(f"{stem}/{name}", _hits(of, key), judged if name in _CONTROLLED else said)
+            for name, key in _SHARES.items()
+        ),
     ]  # fmt: skip
     if "image_confidence" in of[0]:
         made.append(
@@ -306,11 +320,13 @@ def _of_extraction(name: str, case: Extracted, founds: Sequence[Found]) -> list[
             said | {"between": "images of the extracted model and of the target as a white box"}, "lower",
         ),
     ]  # fmt: skip
-    faces = sum(found["inverted"]["faces"] for found in founds)
-    reached = sum(found["reached_at_target"] for found in founds)
-    made.append(_share(f"{name}/reached_at_target", reached, faces, said))
-    white = sum(found["white_box"]["by_judge"] for found in founds)
-    made.append(_share(f"{name}/reidentified_as_white_box", white, faces, said))
+    reached = _by_person([_of_one_each(found["reached_at_target"]) for found in founds])
+    white = [found["white_box"] for found in founds]
+    made += [
+        _share(f"{name}/reached_at_target", reached, said),
+        _share(f"{name}/reidentified_as_white_box", _hits(white, "by_judge"), said),
+        _mean(f"{name}/white_box_seconds", [one["seconds"] for one in white], said, "lower"),
+    ]
     return made + _of_way(name, [found["inverted"] for found in founds])
 
 
@@ -327,16 +343,13 @@ def _of_queries(case: BlackBox, founds: Sequence[Found]) -> list[Figure]:
     for multiple in founds[0]["rounding"]:
         kinds[f"att-faces/rounding/{multiple}"] = [found["rounding"][multiple] for found in founds]
     for stem, of in kinds.items():
-        faces = sum(one["faces"] for one in of)
         more = said | {
             "slopes": of[0].get("slopes", "exact"),
             "stopped": [one["stopped"] for one in of],
         }
         better = "lower" if "/rounding/" in stem else "higher"
         for name, key in _SHARES.items():
-            made.append(
-                _share(f"{stem}/{name}", sum(one[key] for one in of), faces, more, better=better)
-            )
+            made.append(_share(f"{stem}/{name}", _hits(of, key), more, better=better))
         made.append(_mean(f"{stem}/confidence", [one["confidence"] for one in of], more, better))
         made.append(_mean(f"{stem}/seconds", [one["seconds"] for one in of], more, "lower"))
         if "queries" in of[0]:
@@ -355,50 +368,125 @@ def _of_attribute(name: str, case: Attribute, founds: Sequence[Found]) -> list[F
     }  # fmt: skip
     made: list[Figure] = []
     for method in METHODS:
-        rates: dict[str, tuple[int, int]] = {}
-        for group in ("members", "nonmembers"):
-            of = [found["outcomes"][group][method] for found in founds]
-            totals = {key: sum(one[key] for one in of) for key in of[0]}
-            stem = f"{name}/{method}/{group}"
-            rates[group] = totals["right"], totals["records"]
+        groups = {
+            group: [found["outcomes"][group][method] for found in founds]
+            for group in ("members", "nonmembers")
+        }
+        for group, of in groups.items():
             made += [
-                _share(f"{stem}/accuracy", *rates[group], said),
-                _share(f"{stem}/precision", totals["found"], totals["said"], said),
-                _share(f"{stem}/recall", totals["found"], totals["true"], said),
-            ]
-        made.append(_gap(f"{name}/{method}/gap", rates["members"], rates["nonmembers"], said))
+                _rate(f"{name}/{method}/{group}/{which}", [(one[hits], one[n]) for one in of], said)
+                for which, hits, n in (
+                    ("accuracy", "right", "records"), ("precision", "found", "said"), ("recall", "found", "true"),
+                )
+            ]  # fmt: skip
+        both = list(zip(*groups.values(), strict=True))
+        made.append(_gap(f"{name}/{method}/gap", both, _newcombe, said))
+        if method != "most-frequent":
+            made.append(_gap(f"{name}/{method}/gap_beyond_base_rate", both, _paired, said))
     return made
 
 
+Outcome = Mapping[str, int]
+
+
 def _gap(
-    name: str, inside: tuple[int, int], outside: tuple[int, int], said: dict[str, object]
+    name: str,
+    both: Sequence[tuple[Outcome, Outcome]],
+    gap_of: Callable[[Outcome, Outcome], tuple[float, float]],
+    said: Mapping[str, object],
 ) -> Figure:
-    """The difference of two accuracies, with Newcombe's interval over the records (of Clopper and Pearson's)."""
-    one, other = inside[0] / inside[1], outside[0] / outside[1]
-    (low, high), (lowest, highest) = clopper_pearson(*inside), clopper_pearson(*outside)
-    gap = one - other
-    interval = (
-        gap - math.hypot(one - low, highest - other),
-        gap + math.hypot(high - one, other - lowest),
-    )
-    return figure(name, gap, interval, inside[1] + outside[1], settings=said)
+    """A difference between members and others: Student's interval over seeds, or of one seed that over its records."""
+    found = [gap_of(*pair) for pair in both]
+    gaps = [gap for gap, _ in found]
+    mean, several = statistics.mean(gaps), len(gaps) > 1
+    reach = max(one for _, one in found)
+    interval = _of_seeds(gaps) or (mean - reach, mean + reach)
+    n = len(gaps) if several else sum(one["records"] for one in both[0])
+    return figure(name, mean, interval, n, settings=_over(gaps, said, "over records"))
+
+
+def _newcombe(members: Outcome, others: Outcome) -> tuple[float, float]:
+    """The difference of two accuracies, and the longer side of Newcombe's interval (of Clopper and Pearson's)."""
+    shares = [one["right"] / one["records"] for one in (members, others)]
+    ends = [clopper_pearson(one["right"], one["records"]) for one in (members, others)]
+    below = math.hypot(shares[0] - ends[0][0], ends[1][1] - shares[1])
+    above = math.hypot(ends[0][1] - shares[0], shares[1] - ends[1][0])
+    return shares[0] - shares[1], max(below, above)
+
+
+def _paired(members: Outcome, others: Outcome) -> tuple[float, float]:
+    """How much more a method adds to the most frequent value for members than for others, and its 95 % reach.
+
+    A record counts 1 where the method alone is right, -1 where the most frequent value alone is, else 0. The variance is
+    with half a record of either kind added, so that a sample without any does not pretend to know.
+
+    Source: Agresti & Min, Statistics in Medicine 2005.
+    """
+    added, variance = [], 0.0
+    for one in (members, others):
+        better, worse, n = one["better"] + 0.5, one["worse"] + 0.5, one["records"] + 2
+        added.append((one["better"] - one["worse"]) / one["records"])
+        variance += ((better + worse) / n - ((better - worse) / n) ** 2) / n
+    return added[0] - added[1], 1.96 * math.sqrt(variance)
+
+
+def _rate(name: str, counts: Sequence[tuple[int, int]], said: Mapping[str, object]) -> Figure:
+    """A share over seeds, by Student where each has records, else Clopper and Pearson's; without a record there is none."""
+    hits, n = sum(one for one, _ in counts), sum(of for _, of in counts)
+    if not n:
+        return figure(name, math.nan, (0.0, 1.0), 0, settings=dict(said))
+    rates = [one / of for one, of in counts if of]
+    interval = _of_seeds(rates)
+    settings = _over(rates, said, "Clopper and Pearson's over records")
+    if interval is None:
+        return figure(name, hits / n, clopper_pearson(hits, n), n, settings=settings)
+    low, high = interval
+    return figure(name, statistics.mean(rates), (max(low, 0.0), min(high, 1.0)), len(rates), settings=settings)  # fmt: skip
+
+
+def _of_seeds(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's interval; None for one seed, or for seeds that agree to the last digit (all 0, for instance)."""
+    return over_seeds(values) if len(set(values)) > 1 else None
+
+
+def _of_one_each(hits: Sequence[int]) -> list[tuple[int, int]]:
+    return [(hit, 1) for hit in hits]
+
+
+def _by_person(by_seed: Iterable[Sequence[Sequence[int]]]) -> list[tuple[int, int]]:
+    """(hits, trials) of each person over seeds."""
+    return [(sum(hit for hit, _ in of), sum(n for _, n in of)) for of in zip(*by_seed, strict=True)]
+
+
+def _hits(of: Sequence[Found], key: str) -> list[tuple[int, int]]:
+    return _by_person([_of_one_each(one["hits"][key]) for one in of])
 
 
 def _share(
     name: str,
-    hits: int,
-    n: int,
+    people: Sequence[tuple[int, int]],
     said: Mapping[str, object],
     *,
     better: str = "higher",
     paper: float | None = None,
 ) -> Figure:
-    """A share pooled over seeds; without a record there is none."""
-    interval = clopper_pearson(hits, n) if n else (0.0, 1.0)
+    """A share pooled over people and seeds, its interval clustered by person; where all or none succeed, over people."""
+    hits, n = sum(hit for hit, _ in people), sum(of for _, of in people)
+    alike = hits in (0, n)
+    interval = clopper_pearson(hits * len(people) / n, len(people)) if alike else clustered_interval(people)  # fmt: skip
     return figure(
-        name, hits / n if n else math.nan, interval, n, settings=dict(said), paper=paper,
+        name, hits / n, interval, n, settings=dict(said) | {"people": len(people)}, paper=paper,
         recalled=paper is not None, better=better,
     )  # fmt: skip
+
+
+def _over(values: Sequence[float], said: Mapping[str, object], of_one: str) -> dict[str, object]:
+    by_student = len(set(values)) > 1
+    return {
+        **said,
+        "by_seed": list(values),
+        "interval": "Student's t over seeds" if by_student else f"one seed, or all alike: {of_one}",
+    }
 
 
 def _mean(
@@ -409,13 +497,10 @@ def _mean(
     of_one: tuple[float, float] | None = None,
     n: int = 1,
 ) -> Figure:
-    """The mean over seeds, with Student's interval; of one seed what its faces say, or the value itself."""
+    """The mean over seeds, with Student's interval; of one seed what its faces say, or none, which is its value twice."""
     mean = statistics.mean(values)
     interval = over_seeds(values) or of_one or (mean, mean)
-    several = len(values) > 1
-    said = {
-        **said,
-        "by_seed": list(values),
-        "interval": "Student's t over seeds" if several else "one seed",
-    }
-    return figure(name, mean, interval, len(values) if several else n, settings=said, better=better)
+    settings = _over(values, said, "none" if of_one is None else "over its faces")
+    return figure(
+        name, mean, interval, len(values) if len(values) > 1 else n, settings=settings, better=better
+    )  # fmt: skip
