@@ -7,9 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from tacit.attacks import extraction_fit
 from tacit.attacks.access import Knowledge, QueryCounter, Scores
 from tacit.attacks.extraction import Box, EquationSolving, Unfinished, design, wavering
-from tacit.attacks.extraction_fit import POWERS, AffineModel, from_rounded, with_one
+from tacit.attacks.extraction_fit import (
+    POWERS,
+    AffineModel,
+    determines,
+    equations,
+    from_rounded,
+    with_one,
+)
 from tacit.attacks.extraction_network import NetworkEquations, NetworkLoss
 from tacit.audit.extraction_metrics import fidelity
 from tacit.core.errors import BudgetExhausted, ConfigError, DataError
@@ -164,6 +172,59 @@ def test_probabilities_that_underflow_are_left_out_and_more_queries_make_up_for_
     assert (asked == 0).double().mean() > 0.2
     narrow = Box(low=-1e-3, high=1e-3, dtype=torch.float64)
     assert on_uniform(target, found, 10, box=narrow).total_variation < 1e-10
+    assert found.determined
+
+
+def test_a_copy_that_underflow_left_open_is_not_called_determined():
+    target = drawn(20, 5, size=100.0)
+    wide = Box(low=-1.0, high=1.0, dtype=torch.float64)
+    found = extracted(target, (20,), 5, EquationSolving(box=wide))
+    assert found.queries == 21 and not found.determined
+    # Over what was asked the copy is perfect.
+    assert found.residual < 1e-6 and on_uniform(target, found, 20, box=wide).agreement.value < 0.9
+    binary = extracted(drawn(20, 2, size=1e4), (20,), 2, EquationSolving(box=wide, queries=30))
+    assert not binary.determined
+
+
+@pytest.mark.parametrize("link", ["softmax", "one-vs-rest"])
+def test_equations_are_counted_without_zeros(link):
+    whole = torch.full((8, 3), 1 / 3, dtype=torch.float64)
+    assert determines(whole, 5, link) and equations(whole) == 16
+    assert not determines(whole[:4], 5, link)
+    apart = whole.clone()
+    apart[:4, 2] = apart[4:, 1] = 0  # of classes 1 and 2 each is known in four records
+    assert equations(apart) == 8 and not determines(apart, 5, link)
+
+
+def test_two_pairs_of_classes_that_never_meet_do_not_determine_a_model():
+    answers = torch.zeros(40, 4, dtype=torch.float64)
+    answers[:20, :2] = answers[20:, 2:] = 0.5
+    assert equations(answers) == 40 and not determines(answers, 5, "softmax")
+    answers[:5] = 0.25
+    assert determines(answers, 5, "softmax")
+
+
+def test_too_many_unknowns_to_be_solved_for_at_once_are_refused_before_a_query():
+    target = nn.Linear(2001, 10).double()
+    for policy, link in ((Policy(digits=2), "softmax"), (EVERYTHING, "one-vs-rest")):
+        access = Scores(target, QueryCounter(), policy)
+        attack = EquationSolving(box=FLOAT64, link=link)
+        with pytest.raises(ConfigError, match="20,000 unknowns"):
+            attack.extract(access, Knowledge(input_shape=(2001,), classes=10), seeded(1))
+        assert access.counter.spent == 0
+        with pytest.raises(ConfigError, match="20,000 unknowns"):
+            attack.solve(torch.zeros(2, 2001), torch.full((2, 10), 0.1), policy)
+
+
+def test_with_zeros_and_many_unknowns_pairs_of_classes_are_solved_for(monkeypatch):
+    target = drawn(10, 5, size=200.0)
+    wide = Box(low=-1.0, high=1.0, dtype=torch.float64)
+    at_once = extracted(target, (10,), 5, EquationSolving(box=wide, queries=200))
+    monkeypatch.setattr(extraction_fit, "MOST_UNKNOWNS", 54)
+    found = extracted(target, (10,), 5, EquationSolving(box=wide, queries=200))
+    assert found.determined and found.residual < 1e-9
+    one, other = (model.weight - model.weight.mean(0) for model in (found.model, at_once.model))
+    assert not torch.equal(one, other) and torch.allclose(one, other, rtol=0, atol=1e-6)
 
 
 # --- rounded
@@ -374,9 +435,10 @@ CENTRED = Box(low=-1.0, high=1.0, dtype=torch.float64)
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.Sigmoid])
 def test_a_network_is_recovered_from_as_many_queries_as_it_has_weights(activation):
     target = network(12, 4, 3, activation=activation)
-    attack = NetworkEquations(box=CENTRED, hidden=4)
+    weights = 4 * 13 + 3 * 5
+    attack = NetworkEquations(box=CENTRED, hidden=4, queries=weights)
     found = extracted(target, (3, 4), 3, attack)
-    assert found.queries == attack.unknowns(12, 3) == 4 * 13 + 3 * 5
+    assert found.queries == attack.unknowns(12, 3) == weights
     near = fidelity(target, found.model, CENTRED.drawn(2000, (3, 4), seeded(3)))
     assert near.agreement.value == 1 and near.total_variation < 1e-4
     assert found.residual < 1e-3 and found.determined
@@ -384,6 +446,34 @@ def test_a_network_is_recovered_from_as_many_queries_as_it_has_weights(activatio
         target, (3, 4), 3, NetworkEquations(box=CENTRED, hidden=2, spare=0, starts=1, steps=30)
     )
     assert narrow.residual > 1e-3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_two_classes_as_many_are_asked_for_as_the_fitted_network_needs(seed):
+    target, generator = network(30, 10, 2), seeded(seed)
+    with torch.no_grad():
+        for weights in target.parameters():
+            drawn = torch.randn(weights.shape, generator=generator, dtype=torch.float64)
+            weights.copy_(2 * drawn / weights.shape[-1] ** 0.5)
+    attack = NetworkEquations(box=CENTRED, hidden=10)
+    assert attack.enough(30, 2) == 2 * (13 * 31 + 2 * 14)
+    found = extracted(target, (30,), 2, attack)
+    assert found.queries == attack.enough(30, 2) and found.determined
+    assert on_uniform(target, found, 30, box=CENTRED).agreement.value > 0.99
+    few = NetworkEquations(
+        box=CENTRED, hidden=10, queries=attack.unknowns(30, 2), starts=1, steps=5
+    )
+    assert not extracted(target, (30,), 2, few).determined
+    paper = NetworkEquations(hidden=20)
+    assert paper.enough(105, 5) == paper.unknowns(105, 5) == 2225
+
+
+def test_a_network_whose_probabilities_underflow_is_not_called_determined():
+    target = network(10, 5, 3)
+    with torch.no_grad():
+        target[3].weight *= 5000
+    attack = NetworkEquations(box=CENTRED, hidden=5, starts=1, steps=50)
+    assert not extracted(target, (10,), 3, attack).determined
 
 
 def test_the_weights_come_out_up_to_order_and_sign_of_the_units():

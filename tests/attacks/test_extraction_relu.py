@@ -118,8 +118,41 @@ def test_a_constant_and_a_linear_target_have_no_kinks():
 def test_what_is_no_network_of_one_hidden_layer_of_relu_is_refused_soon(target):
     began = time.thread_time()
     with pytest.raises(NotEnoughEvidence, match="ReLU"):
-        extracted(target, 6, 3)
+        extracted(target, 6, 3, KinkSearch(box=BOX, lines=40))
     assert time.thread_time() - began < 10
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.Sigmoid, nn.Softplus])
+@pytest.mark.parametrize("size", [0.3, 0.1])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_smooth_target_is_refused_after_the_first_lines(activation, size, seed):
+    target, generator = network(10, (8,), 3, activation=activation), seeded(seed)
+    with torch.no_grad():
+        for weights in target.parameters():
+            drawn = torch.randn(weights.shape, generator=generator, dtype=torch.float64)
+            weights.copy_(size * drawn)
+    counter = QueryCounter()
+    with pytest.raises(NotEnoughEvidence, match="no network of ReLU"):
+        KinkSearch(box=BOX).extract(
+            Scores(target, counter), Knowledge(input_shape=(10,), classes=3), seeded(1)
+        )
+    assert counter.spent < 50_000
+
+
+def test_the_search_ends_at_the_most_queries():
+    with pytest.raises(NotEnoughEvidence, match=r"raise KinkSearch\.most"):
+        extracted(network(10, (20,), 3), 10, 3, KinkSearch(box=BOX, most=1000))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("classes", [2, 3])
+def test_units_that_few_lines_cross_are_found_where_the_solution_errs(seed, classes):
+    target, generator = network(10, (8,), classes), seeded(seed)
+    with torch.no_grad():
+        for weights in target.parameters():
+            weights.copy_(torch.randn(weights.shape, generator=generator, dtype=torch.float64))
+    found = extracted(target, 10, classes, KinkSearch(box=BOX, patience=2), seed=1)
+    assert near(target, found, 10).largest_difference < 1e-6
 
 
 def test_a_target_that_computes_in_float32_is_refused():
@@ -174,6 +207,7 @@ def test_a_policy_that_hides_the_kinks_is_refused_before_a_query(policy, says):
         ({"box": Box()}, "float64"),
         ({"hidden": 0}, "1 hidden unit"),
         ({"lines": 0}, "1 line"),
+        ({"most": 0}, "1 query"),
         ({"patience": 0}, "patience"),
         ({"shortest": 0.5}, "shortest"),
     ],

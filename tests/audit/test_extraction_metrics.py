@@ -8,6 +8,7 @@ from tacit.audit.extraction_metrics import (
     accuracy,
     agreement,
     answers,
+    elsewhere,
     fidelity,
     largest_difference,
     total_variation,
@@ -40,6 +41,14 @@ def test_total_variation_is_half_the_sum_of_differences_of_each_record():
 
 def test_the_largest_difference_is_over_records_and_classes():
     assert largest_difference(THEIRS, OWN) == pytest.approx(0.2)
+
+
+def test_a_constant_and_the_records_elsewhere_are_told_apart():
+    theirs = torch.eye(3).double()[[0, 0, 0, 1, 2]]
+    own = torch.eye(3).double()[[0, 0, 0, 0, 2]]
+    assert elsewhere(theirs, own) == (0.6, 0.5)
+    assert agreement(theirs, own).value == 0.8
+    assert elsewhere(theirs[:3], own[:3]) == (1.0, None)
 
 
 def test_accuracy_is_the_share_of_right_labels():

@@ -42,6 +42,7 @@ NAMES = {f"{stem}/{of}" for stem in EXACT for of in SCORES}
 NAMES |= {f"{stem}/{of}" for stem in LABELS for of in NAMED}
 NAMES |= {f"{stem}/{of}" for stem in KNOCKOFFS for of in (NAMED - {"agreement_uniform"}) | {"accuracy"}}  # fmt: skip
 NAMES |= {f"digits/kernel{n}/{of}" for n in (10, 20) for of in SCORES | {"recovered", "psnr"}}
+QUICK = {"65000": "10833", "32500": "5416", "108200": "18033", "54100": "9016"}
 HTTP = {f"http/digits/softmax/{of}" for of in SCORES | {"same_as_in_process"}}
 
 
@@ -66,6 +67,7 @@ def test_a_case_gives_how_near_the_copy_comes_and_from_how_many_queries(small: D
     assert found["total_variation"] < 1e-12 and found["largest_difference"] < 1e-12
     assert found["accuracy"] == found["target_accuracy"] > 0.8 and found["tests"] == 300
     assert found["attack_seconds"] > 0 and json.dumps(found)
+    assert 1 / 3 <= found["agreement_of_a_constant"] < 1 and found["agreement_elsewhere"] == 1
 
 
 def test_labels_tell_less_than_rounded_probabilities_and_those_less_than_all(small: Data) -> None:
@@ -128,6 +130,7 @@ def test_targets_learn_and_follow_from_their_seed(small: Data, kind: str) -> Non
     inputs, labels = small.test
     assert (target(inputs).argmax(1) == labels).double().mean() > 0.5
     assert torch.equal(target(inputs), again(inputs))
+    assert not torch.allclose(target(inputs), target_of(kind, small, 2)(inputs), rtol=0, atol=1e-3)
     assert not any(weights.requires_grad for weights in target.parameters())
 
 
@@ -151,7 +154,7 @@ def made_up(one: Case) -> dict[str, Any]:
         "agreement_test": share, "agreement_uniform": share, "total_variation": 1e-3, "largest_difference": 1e-2,
         "accuracy": 0.9, "target_accuracy": 0.91, "tests": 1000, "queries": one.queries or 65, "attack_seconds": 2.0,
         "seconds": 3.0, "residual": 1e-4, "total_variation_uniform": 1e-3, "recovered": 1.0, "representers": 20,
-        "psnr": 200.0, "same_as_in_process": 1.0,
+        "psnr": 200.0, "same_as_in_process": 1.0, "agreement_of_a_constant": 0.98, "agreement_elsewhere": 0.97,
     }  # fmt: skip
     return found
 
@@ -194,6 +197,13 @@ def test_figures_have_the_names_that_were_promised_and_finished_cases_are_kept(
     average = figures["labels/linear/827/queries"]
     assert average["here"] == 19 * 42 <= 827 and average["better"] == "lower"
     assert figures["labels/linear/413/queries"]["here"] <= 413
+    assert network["settings"]["agreement_of_a_constant"] == [0.98] * 3
+    assert network["settings"]["agreement_elsewhere"] == [0.97] * 3
+    for name, of in (
+        ("digits/softmax/seconds", "processor"),
+        ("http/digits/softmax/seconds", "clock"),
+    ):
+        assert name not in figures or of in figures[name]["settings"]["seconds"]
 
 
 def test_without_the_extra_nothing_is_served_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
@@ -206,16 +216,25 @@ def test_without_the_extra_nothing_is_served_and_it_is_said(monkeypatch: pytest.
     monkeypatch.setattr(module, "_side_by_side", lambda todo: ((one, made_up(one)) for one in todo))
     result = reproduce_extraction(Effort(quick=True, progress=notes.append))
     assert "tacit[web]" in notes[0]
-    assert {figure["name"] for figure in result["figures"]} == NAMES  # type: ignore[attr-defined]
+    wanted = {"/".join(QUICK.get(part, part) for part in name.split("/")) for name in NAMES}
+    figures = {figure["name"]: figure for figure in result["figures"]}  # type: ignore[attr-defined]
+    assert figures.keys() == wanted
+    asked = figures["adult-race/mlp20-labels/18033/queries"]
+    assert asked["here"] == 18_033 and asked["paper"] is None
 
 
-def test_a_quick_run_has_the_same_names_and_less_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quick_run_has_as_many_names_and_less_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stand:
         width = 9
 
     monkeypatch.setattr(module, "data_of", lambda name: Stand)
     quick, usual, full = (cases(Effort(quick=q, full=f, seed=5)) for q, f in ((1, 0), (0, 0), (0, 1)))  # fmt: skip
-    assert {one.name for one in quick} == {one.name for one in usual} == {one.name for one in full}
+    assert {one.name for one in usual} == {one.name for one in full}
+    less = {one.name for one in quick} - {one.name for one in usual}
+    assert len({one.name for one in quick}) == len({one.name for one in usual}) and len(less) == 4
+    for one in quick:
+        named = one.name.rpartition("/")[2]
+        assert one.name not in less or named == str(one.queries)
     assert len(quick) < len(usual) < len(full) and len({one.key for one in full}) == len(full)
     assert sum(one.queries or 0 for one in quick) < sum(one.queries or 0 for one in usual) / 3
     assert math.isclose(usual[0].queries or 0, 108_200)

@@ -39,6 +39,8 @@ from tacit.attacks.extraction_fit import (
     AffineModel,
     Link,
     check_link,
+    check_unknowns,
+    determines,
     from_logarithms,
     from_rounded,
     with_one,
@@ -97,8 +99,9 @@ class Extraction:
     Args:
         model: gives log-scores (n, classes) float64; their softmax is the answer.
         queries: records that were asked about.
-        residual: the largest difference between an answer and the model's own, over those records.
-        determined: whether there were as many equations as unknowns.
+        residual: the largest difference between an answer and the model's own, over those records. It is over what was
+            asked; where `determined` is false it proves nothing about other records.
+        determined: whether the answers held as many equations as there are unknowns. Probabilities of zero hold none.
     """
 
     model: torch.nn.Module = field(repr=False)
@@ -212,13 +215,14 @@ class EquationSolving:
         queries: how many records. None: the fewest that determine the weights (`fewest`), for ``one-vs-rest`` a tenth and 5
             more, without which the search may end beside the solution; ten times the fewest where the policy rounds. With
             fewer than determine them the shortest solution is taken. Whether the equations were solved `Extraction.residual`
-            says: of ``one-vs-rest`` with two classes they are not always.
+            says: of ``one-vs-rest`` with two classes they are not always. Whether there were enough of them once
+            probabilities of zero are left out says `Extraction.determined`.
 
     Raises:
         ConfigError: a setting is out of range.
 
     Cost: `queries` queries; the linear case takes one least-squares solution of (queries, d + 1), the others some 20 of
-    c (d + 1) unknowns.
+    c (d + 1) unknowns at once, which are refused where they are more than `MOST_UNKNOWNS`.
 
     Source: [15] sections 4.1.1 and 4.1.2; 7 for rounded answers.
     """
@@ -252,14 +256,16 @@ class EquationSolving:
             generator: draws the records, on its device.
 
         Raises:
-            ConfigError: something needed is unknown, the policy hides what is needed, or the target answers with another
-                number of classes or takes another type of number.
+            ConfigError: something needed is unknown, the policy hides what is needed, the weights are too many to be
+                solved for at once, or the target answers with another number of classes or takes another type of number.
             DataError: an answer is not a number.
             Unfinished: the budget does not do; what was asked is kept.
         """
         shape, classes = needed(self.name, knowledge)
         need_probabilities(self.name, access.policy, classes)
         width = math.prod(shape)
+        if self.link == "one-vs-rest" or access.policy.digits is not None:
+            check_unknowns(classes, width + 1)
         fewest = self.fewest(width, classes)
         rounded = access.policy.digits is not None
         spare = 5 + -(-fewest // 10) if self.link == "one-vs-rest" else 0
@@ -273,7 +279,8 @@ class EquationSolving:
             records = wavering(rough, self.box, queries - first, width, generator)
             target.about(records.reshape(-1, *shape))
         model = self.solve(target.inputs, target.answers, access.policy)
-        return extraction(model, target, access.policy, determined=queries >= fewest)
+        enough = determines(target.answers, width + 1, self.link)
+        return extraction(model, target, access.policy, determined=enough)
 
     def solve(
         self, inputs: Tensor, answers: Tensor, policy: Policy, powers: Sequence[int] = POWERS
@@ -285,6 +292,9 @@ class EquationSolving:
             answers: (n, c) float64.
             policy: of the target.
             powers: see `from_rounded`; of no account where nothing is rounded.
+
+        Raises:
+            ConfigError: the weights are too many to be solved for at once.
         """
         points = with_one(inputs)
         heat = policy.temperature

@@ -38,6 +38,8 @@ POWERS = (1, 2, 4)
 TOTALS = (1.0, 0.3, 0.1, 1.7, 0.01)
 #: Squared error of a record below which a fit of exact answers is taken for the solution.
 SOLVED = 1e-16
+#: Unknowns beyond which they are not solved for at once: the matrix of so many squared takes 3 GB, and three are held.
+MOST_UNKNOWNS = 20_000
 #: Below this a probability has lost digits of its logarithm.
 SMALLEST = torch.finfo(torch.float64).tiny
 
@@ -74,7 +76,8 @@ def from_logarithms(
 ) -> Tensor:
     """Weights whose log-ratios are the answers'.
 
-    Probabilities of zero (below the least normal float64) say nothing here and are left out.
+    Probabilities of zero (below the least normal float64) say nothing here and are left out. Where that leaves more unknowns
+    of multinomial regression than can be solved for at once, differences of two classes are solved for one after another.
 
     Args:
         points: (n, k) float64, see `with_one`.
@@ -84,12 +87,19 @@ def from_logarithms(
 
     Returns:
         (c, k). With fewer equations than unknowns the shortest solution that was found.
+
+    Raises:
+        ConfigError: the unknowns of one-vs-rest are more than can be solved for at once.
     """
     known = answers >= SMALLEST
     logarithms = temperature * answers.clamp_min(SMALLEST).log()
     if link == "softmax" and bool(known.all()):
         wanted = logarithms - logarithms.mean(1, keepdim=True)
         return _least_squares(points, wanted)
+    unknowns = answers.shape[1] * points.shape[1]
+    if link == "softmax" and unknowns > MOST_UNKNOWNS:
+        return _by_pairs(points, logarithms, known)
+    check_unknowns(answers.shape[1], points.shape[1])
 
     def errors(scores: Tensor) -> _Errors:
         log_scores, slopes = _linked(scores, link)
@@ -123,7 +133,11 @@ def from_rounded(
 
     Returns:
         (c, k).
+
+    Raises:
+        ConfigError: the unknowns are more than can be solved for at once.
     """
+    check_unknowns(answers.shape[1], points.shape[1])
     half = 0.5 * 10.0**-digits
     guesses = _first_guesses(points, temperature * answers.clamp_min(half / 2).log(), link)
 
@@ -145,6 +159,53 @@ def from_rounded(
     for power in powers[1:]:
         weights, _ = _marquardt(points, weights, powered(power))
     return weights
+
+
+def determines(answers: Tensor, width: int, link: Link) -> bool:
+    """Whether answers hold as many equations as a model has unknowns, probabilities of zero left out.
+
+    For multinomial regression: whether the classes hang together by pairs that are both known in ``width`` records or more.
+    For one-vs-rest: whether each class is known in as many, and the equations in all are no fewer than the unknowns.
+
+    Args:
+        answers: (n, c) probabilities.
+        width: unknowns of a class, d + 1.
+        link: of the target.
+    """
+    known = (answers >= SMALLEST).double()
+    if link == "softmax":
+        return all(count >= width for _, _, count in _tree(known))
+    return equations(answers) >= width * answers.shape[1] and bool((known.sum(0) >= width).all())
+
+
+def equations(answers: Tensor) -> int:
+    """How many log-ratios answers (n, c) hold: of each record one less than it has probabilities above zero."""
+    return int(((answers >= SMALLEST).sum(1) - 1).clamp_min(0).sum())
+
+
+def _tree(known: Tensor) -> list[tuple[int, int, int]]:
+    """Pairs (from, to, records that know both) that join all classes, those with most records first; ``known`` (n, c)."""
+    together = known.T @ known
+    joined, pairs = [0], []
+    while len(joined) < len(together):
+        open_ = together[joined].clone()
+        open_[:, joined] = -1
+        at = int(open_.argmax())
+        start, end = joined[at // len(together)], at % len(together)
+        pairs.append((start, end, int(together[start, end])))
+        joined.append(end)
+    return pairs
+
+
+def _by_pairs(points: Tensor, logarithms: Tensor, known: Tensor) -> Tensor:
+    """Multinomial weights (c, k), centred, of differences of classes, each from the records in which both are known."""
+    weights = points.new_zeros(logarithms.shape[1], points.shape[1])
+    for start, end, count in _tree(known.double()):
+        both = known[:, start] & known[:, end]
+        wanted = (logarithms[:, end] - logarithms[:, start])[both, None]
+        apart = _least_squares(points[both], wanted)[0] if count else 0
+        weights[end] = weights[start] + apart
+    return weights - weights.mean(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +295,20 @@ def _marquardt(
         if gain < 1e-9 or float(cost) == 0:
             break
     return weights, float(cost)
+
+
+def check_unknowns(classes: int, width: int) -> None:
+    """That the weights of so many classes, each of ``width``, can be solved for at once.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if classes * width > MOST_UNKNOWNS:
+        raise ConfigError(
+            f"at most {MOST_UNKNOWNS:,} unknowns expected where answers are rounded or of one-vs-rest, {classes} classes of "
+            f"{width:,} weights came: their equations are solved at once and need the square of that in memory; extract by "
+            "retraining"
+        )
 
 
 def check_link(link: str) -> None:

@@ -14,7 +14,8 @@ What is kept secret from whom: weights and representers, from whoever asks; noth
 records as they are.
 
 What we changed: the paper minimises by gradient descent from 50,000 equations and shows pictures; second-order steps
-take some times fewer equations than that, and come to the records themselves.
+take some times fewer equations than that, and come to the records themselves. Its second experiment, in which what comes
+out is averages of classes, is not reproduced.
 
 Source:
     [15] F. Tramèr, F. Zhang, A. Juels, M. Reiter, T. Ristenpart. Stealing Machine Learning Models via Prediction APIs.
@@ -85,7 +86,8 @@ class KernelEquations:
     Needs `input_shape` and `classes`.
 
     Args:
-        representers: how many the target has.
+        representers: how many the target has. With fewer than that the search ends beside the solution, which
+            `Extraction.residual` shows, and no record comes out.
         gamma: of its kernel, per squared unit of a feature.
         box: the records that the target takes.
         queries: how many records. None: for four times as many equations as unknowns.

@@ -48,7 +48,7 @@ from tacit.attacks.extraction import (
     need_probabilities,
     needed,
 )
-from tacit.attacks.extraction_fit import SMALLEST, with_one
+from tacit.attacks.extraction_fit import SMALLEST, equations, with_one
 from tacit.core.errors import ConfigError
 from tacit.nn.policies import Policy
 
@@ -87,7 +87,8 @@ class NetworkEquations:
         box: the records that the target takes.
         hidden: units of the target's hidden layer.
         spare: units that the fitted network has beyond these; None for three tenths as many, and at least one.
-        queries: how many records. None: as many as the target has weights.
+        queries: how many records. None: as many as the target has weights, and no fewer than give twice as many equations
+            as the fitted network has weights (`enough`): with two classes a record gives one only.
         starts: random ones.
         steps: of L-BFGS that every start gets; each time the better third goes on it gets three times as many, and the last
             one four times as many again.
@@ -125,6 +126,20 @@ class NetworkEquations:
         """How many weights the target has for records of ``width`` features."""
         return self.hidden * (width + 1) + classes * (self.hidden + 1)
 
+    def fitted(self, width: int, classes: int) -> int:
+        """How many weights the fitted network has, spare units included."""
+        units = self._units()
+        return units * (width + 1) + classes * (units + 1)
+
+    def enough(self, width: int, classes: int) -> int:
+        """How many records are asked about where no number is set."""
+        fitted = math.ceil(2 * self.fitted(width, classes) / (classes - 1))
+        return max(self.unknowns(width, classes), fitted)
+
+    def _units(self) -> int:
+        spare = max(1, round(0.3 * self.hidden)) if self.spare is None else self.spare
+        return self.hidden + spare
+
     def extract(
         self, access: Scores, knowledge: Knowledge, generator: torch.Generator
     ) -> Extraction:
@@ -135,6 +150,10 @@ class NetworkEquations:
             knowledge: `input_shape` and `classes`.
             generator: draws the records and the starts, on its device.
 
+        Returns:
+            `determined` says that the answers held no fewer equations than the fitted network has weights, probabilities of
+            zero left out, and that no class was without enough of them. Where there are zeros, cross-entropy is fitted.
+
         Raises:
             ConfigError: something needed is unknown, the policy hides what is needed, or the target answers with another
                 number of classes or takes another type of number.
@@ -143,13 +162,14 @@ class NetworkEquations:
         """
         shape, classes = needed(self.name, knowledge)
         need_probabilities(self.name, access.policy, classes)
-        unknowns = self.unknowns(math.prod(shape), classes)
-        queries = self.queries or unknowns
+        width = math.prod(shape)
+        queries = self.queries or self.enough(width, classes)
         target = Asked(access.scores, self.box)
         check_classes(target.about(self.box.drawn(queries, shape, generator)), classes)
         model = self.solve(target.inputs, target.answers, access.policy, generator)
-        enough = queries * (classes - 1) >= unknowns
-        return extraction(model, target, access.policy, determined=enough)
+        told = equations(target.answers) >= self.fitted(width, classes)
+        told &= int((target.answers >= SMALLEST).sum(0).min()) > self._units()
+        return extraction(model, target, access.policy, determined=told)
 
     def solve(
         self, inputs: Tensor, answers: Tensor, policy: Policy, generator: torch.Generator
@@ -163,8 +183,7 @@ class NetworkEquations:
             generator: draws the starts.
         """
         points = with_one(inputs)
-        spare = max(1, round(0.3 * self.hidden)) if self.spare is None else self.spare
-        loss = NetworkLoss(points, answers, self.hidden + spare, policy)
+        loss = NetworkLoss(points, answers, self._units(), policy)
         running = [(math.inf, loss.start(generator)) for _ in range(self.starts)]
         steps = self.steps
         while True:

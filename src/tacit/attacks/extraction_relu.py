@@ -9,13 +9,15 @@ where a hidden unit switches:
 2. on either side of a kink measure the gradient. The two differ by the unit's outgoing weights times its incoming ones, a
    matrix of rank one: its right singular vector is the unit's row of W up to a factor, and the kink gives its bias;
 3. go on with further lines, passing over kinks that known units explain, until some lines bring nothing new;
+   where the solution then differs from the target, further lines begin where it differs most;
 4. all scores are linear in what is left: one least-squares solution of [1, x, relu(w_j x + b_j)] gives A and c;
 5. a row's sign is open, as relu(z) = relu(-z) + z; the part of the solution that is linear in x says which signs are wrong,
    by least squares again, and vanishes when they are put right.
 
 What is kept secret from whom: the model's weights, from whoever asks; nothing here protects. **Leaks**: the function on all
 of the domain, and the hidden layer up to order and positive factors. Units that never switch in the domain are affine
-there and are found as that; duplicates are found as one unit.
+there and are found as that, with `determined` false; duplicates are found as one unit, and `determined` is true unless
+their number is told.
 
 What we changed: the paper finds rows by second differences along each axis, and signs by solving for a preimage or by global
 search; gradients on the two sides give the row at once, with its relative signs, and least squares gives the units' signs.
@@ -60,8 +62,21 @@ RANK_ONE = 1e-5
 NARROWER = 6
 #: Records on which the solution is checked.
 PROBES = 200
+#: So many times the search goes on where the solution differs from the target.
+AGAIN = 4
+#: Open intervals of a line, beyond which some must have held a kink alone.
+CROWDED = 1024
+#: Bends that are given up, vanish in both halves or belong to no unit: so many more than kinks, or units, are no ReLU's.
+BLURRED = 16
 #: Scores of the solution, in units of the largest, may differ by so much from the target's.
 SOLVED = 1e-6
+#: Up to this the solution is given all the same where no further unit is found, as one that is not determined.
+NEARLY = 1e-4
+#: What is said of a target that bends elsewhere than at kinks.
+SMOOTH = (
+    "pieces that are straight expected, a line bends everywhere: the target is no network of ReLU, or does not answer in "
+    "float64"
+)
 
 
 class PiecewiseModel(nn.Module):
@@ -97,6 +112,7 @@ class KinkSearch:
         lines: the most lines that are searched.
         patience: lines without a new unit after which the search ends.
         shortest: an interval that is still not understood at this share of its line is given up.
+        most: the most queries of the search.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -114,6 +130,7 @@ class KinkSearch:
     lines: int = 300
     patience: int = 30
     shortest: float = 1e-5
+    most: int = 300_000
 
     def __post_init__(self) -> None:
         if self.box.dtype != torch.float64:
@@ -122,10 +139,10 @@ class KinkSearch:
             )
         if self.hidden is not None and self.hidden < 1:
             raise ConfigError(f"at least 1 hidden unit expected, {self.hidden} came")
-        if min(self.lines, self.patience) < 1 or not 0 < self.shortest < 0.1:
+        if min(self.lines, self.patience, self.most) < 1 or not 0 < self.shortest < 0.1:
             raise ConfigError(
-                "at least 1 line, 1 line of patience and a shortest interval between 0 and 0.1 expected, "
-                f"{self.lines}, {self.patience} and {self.shortest} came"
+                "at least 1 line, 1 line of patience, 1 query and a shortest interval between 0 and 0.1 expected, "
+                f"{self.lines}, {self.patience}, {self.most} and {self.shortest} came"
             )
 
     def extract(
@@ -139,13 +156,14 @@ class KinkSearch:
             generator: draws lines and records, on its device.
 
         Returns:
-            `determined` says that every unit's sign was found, and as many units as `hidden` says where it says so.
+            `determined` says that every unit's sign was found, as many units as `hidden` says where it says so, and that
+            the scores are the target's; a unit too faint to be found can leave a difference, which `residual` shows.
 
         Raises:
             ConfigError: something needed is unknown, the policy hides or rounds what is needed, or the target answers with
                 another number of classes or does not take float64.
             DataError: an answer is not a number.
-            NotEnoughEvidence: the answers do not bend as those of one hidden layer of ReLU do.
+            NotEnoughEvidence: the answers do not bend as those of one hidden layer of ReLU do, or `most` does not do.
             Unfinished: the budget does not do.
         """
         shape, classes = needed(self.name, knowledge)
@@ -155,18 +173,31 @@ class KinkSearch:
                 f"{self.name} needs all digits and the policy gives {access.policy.digits}: extract by retraining"
             )
         target = Asked(access.scores, self.box)
-        oracle = _Oracle(target, shape, classes, access.policy.temperature)
-        rows = self._units(oracle, math.prod(shape), generator)
-        model, signed = _last_layer(oracle, self.box, rows, generator)
-        probe = _spread(self.box, PROBES, math.prod(shape), generator)
-        with torch.no_grad():
-            own = model(probe)
-        error = float((own - own.mean(1, keepdim=True) - oracle.scores(probe)).abs().max())
-        if not error <= SOLVED * oracle.scale:
-            raise NotEnoughEvidence(
-                f"{len(rows)} hidden units found, and the scores that they give differ from the target's by {error:.2g}: "
-                "search more lines, or the target is no network of one hidden layer of ReLU in float64"
-            )
+        oracle = _Oracle(target, shape, classes, access.policy.temperature, self.most)
+        width = math.prod(shape)
+        rows = torch.empty(0, 1 + width, dtype=torch.float64, device=generator.device)
+        rows = self._units(oracle, rows, None, generator)
+        for again in range(1 + AGAIN):
+            model, signed = _last_layer(oracle, self.box, rows, generator)
+            probe = _spread(self.box, PROBES, width, generator)
+            with torch.no_grad():
+                own = model(probe)
+            apart = (own - own.mean(1, keepdim=True) - oracle.scores(probe)).abs().amax(1)
+            if bool(apart.max() <= SOLVED * oracle.scale):
+                break
+            more = rows
+            if again < AGAIN:
+                more = self._units(oracle, rows, probe[apart.argsort(descending=True)], generator)
+            if len(more) == len(rows) and bool(apart.max() <= NEARLY * oracle.scale):
+                signed = False
+                break
+            if len(more) == len(rows):
+                raise NotEnoughEvidence(
+                    f"{len(rows)} hidden units found, and the scores that they give differ from the target's by "
+                    f"{float(apart.max()):.2g}: search more lines, or the target is no network of one hidden layer of ReLU "
+                    "in float64"
+                )
+            rows = more
         found = extraction(model, target, access.policy, determined=signed)
         if self.hidden is None or len(rows) == self.hidden:
             return found
@@ -174,14 +205,23 @@ class KinkSearch:
             model=model, queries=found.queries, residual=found.residual, determined=False
         )
 
-    def _units(self, oracle: _Oracle, width: int, generator: torch.Generator) -> Tensor:
-        """Rows (h, 1 + d) of unit norm without the bias, each of a hidden unit."""
-        rows = torch.empty(0, 1 + width, dtype=torch.float64, device=generator.device)
-        idle = 0
-        for _ in range(self.lines):
+    def _units(
+        self, oracle: _Oracle, rows: Tensor, aims: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
+        """Rows (h, 1 + d) of unit norm without the bias, each of a hidden unit, beside those that are known.
+
+        With ``aims`` (n, d) lines begin there, in turn, until one brings a new unit.
+        """
+        width, known, idle, vain = rows.shape[1] - 1, len(rows), 0, 0
+        for k in range(self.lines):
             if idle >= self.patience or (self.hidden is not None and len(rows) >= self.hidden):
                 break
             start, end = _ends(self.box, width, generator)
+            if aims is not None:
+                if len(rows) > known:
+                    break
+                middle = (self.box.low + self.box.high) / 2
+                start = middle + (1 - 2 * MARGIN) * (aims[k % len(aims)] - middle)
             before = len(rows)
             for kink in _kinks(oracle, start, end, self.shortest):
                 place = start + kink.part * (end - start)
@@ -190,6 +230,10 @@ class KinkSearch:
                 row = _row(oracle, place, end - start, kink.reach, generator)
                 if row is not None:
                     rows = _with(rows, row)
+                    continue
+                vain += 1
+                if vain > BLURRED + len(rows):
+                    raise NotEnoughEvidence(SMOOTH)
             idle = 0 if len(rows) > before else idle + 1
         return rows
 
@@ -198,10 +242,10 @@ class _Oracle:
     """Scores of the target as far as its probabilities tell them: less their mean over the classes."""
 
     def __init__(
-        self, target: Asked, shape: tuple[int, ...], classes: int, temperature: float
+        self, target: Asked, shape: tuple[int, ...], classes: int, temperature: float, most: int
     ) -> None:
         self._target, self._shape, self._classes = target, shape, classes
-        self._temperature = temperature
+        self._temperature, self._left = temperature, most
         self._found: list[Tensor] = []
         self.scale = 1.0
 
@@ -217,6 +261,12 @@ class _Oracle:
 
     def scores(self, records: Tensor) -> Tensor:
         """(n, c) float64 for ``records`` (n, d)."""
+        self._left -= len(records)
+        if self._left < 0:
+            raise NotEnoughEvidence(
+                "the most queries of the search did not do: raise KinkSearch.most, or the target is no network of one "
+                "hidden layer of ReLU"
+            )
         answers = self._target.about(records.reshape(-1, *self._shape))
         check_classes(answers, self._classes)
         if not bool((answers >= SMALLEST).all()):
@@ -259,7 +309,8 @@ def _spread(box: Box, rows: int, width: int, generator: torch.Generator) -> Tens
 def _kinks(oracle: _Oracle, start: Tensor, end: Tensor, shortest: float) -> list[_Kink]:
     """The kinks of a line that stand alone in an interval; each call of the target asks about all open intervals."""
     found: list[_Kink] = []
-    pieces = 8
+    pieces, blurred = 8, 0
+    halves = False
     open_ = [(k / pieces, (k + 1) / pieces) for k in range(pieces)]
     while open_:
         low, high = torch.tensor(open_, dtype=torch.float64, device=start.device).T
@@ -292,17 +343,20 @@ def _kinks(oracle: _Oracle, start: Tensor, end: Tensor, shortest: float) -> list
         for k in torch.nonzero(alone).flatten().tolist():
             part = float(low[k] + gap[k])
             found.append(_Kink(part, min(part - open_[k][0], open_[k][1] - part)))
+        # Of an interval that holds a kink one half holds it; what bends smoothly is straight in both, if they are short.
+        if halves:
+            blurred += int((straight[::2] & straight[1::2]).sum())
+        blurred += int((~straight & ~alone & (high - low <= 2 * shortest)).sum())
+        halves = True
         open_ = [
             half
             for k, (a, b) in enumerate(open_)
             if not (straight[k] or alone[k]) and b - a > 2 * shortest
             for half in ((a, a + 0.47 * (b - a)), (a + 0.47 * (b - a), b))
         ]
-        if len(open_) > 4096:
-            raise NotEnoughEvidence(
-                "pieces that are straight expected, a line bends everywhere: the target is no network of ReLU, or does not "
-                "answer in float64"
-            )
+        few = len(found) < len(open_) / 16
+        if blurred > BLURRED + len(found) or (len(open_) > CROWDED and few):
+            raise NotEnoughEvidence(SMOOTH)
     return found
 
 

@@ -136,6 +136,32 @@ def agreement(target: Tensor, extracted: Tensor, *, tie: float = 0.0) -> Estimat
     return _share(target.gather(1, named).squeeze(1) >= target.max(1).values - tie)
 
 
+def elsewhere(target: Tensor, extracted: Tensor) -> tuple[float, float | None]:
+    """What agreement is worth where one class is named nearly always.
+
+    Args:
+        target: (n, classes) probabilities.
+        extracted: (n, classes).
+
+    Returns:
+        The share of records on which the target names the class that it names most often, which is the agreement of a copy
+        that always names that one; and the agreement on all other records, None where there are none.
+
+    Raises:
+        NotEnoughEvidence: there is no record.
+        ConfigError: the shapes differ.
+        DataError: an answer is not a number.
+    """
+    _check(target, extracted)
+    named = target.argmax(1)
+    usual = named.bincount().argmax()
+    others = named != usual
+    share = float((~others).double().mean())
+    if not bool(others.any()):
+        return share, None
+    return share, float((extracted.argmax(1) == named)[others].double().mean())
+
+
 def total_variation(target: Tensor, extracted: Tensor) -> Tensor:
     """Half the sum of the differences between two distributions, of each record: (n,) in [0, 1].
 

@@ -1,5 +1,7 @@
 """What model extraction is measured on: models trained on real tables and images, each from its own seed.
 
+A target is trained on three quarters of the training records, which a seed draws, so that targets of several seeds differ.
+
 All answer in float64. Records of tables lie in [-1, 1], of images in [0, 1], and so does the box that is asked about.
 """
 
@@ -23,6 +25,8 @@ from tacit.nn.stacked import Recipe, Trainer
 
 #: Of the targets that are fitted to the minimum: times the squared weights, beside the loss of a record.
 RIDGE = 1e-3
+#: A target is trained on this share of the training records.
+SHARE = 0.75
 #: Hidden units of the networks, as in the paper.
 HIDDEN = 20
 #: Hidden units of ReLU networks.
@@ -138,14 +142,15 @@ def target_of(kind: str, data: Data, seed: int) -> nn.Module:
     Args:
         kind: ``softmax``, ``one-vs-rest``, ``mlp20`` (tanh), ``relu32``, ``mlp128`` (of the first half of the training
             records), ``kernel10`` or ``kernel20``.
-        data: that it is trained on.
-        seed: of what is drawn.
+        data: that it is trained on: on `SHARE` of the training records.
+        seed: of what is drawn, these records first.
 
     Raises:
         UnknownName: there is none of that kind.
     """
     generator = torch.Generator().manual_seed(seed)
     model: nn.Module
+    whole, data = data, drawn_from(data, generator)
     match kind:
         case "softmax":
             model = softmax(data)
@@ -156,7 +161,8 @@ def target_of(kind: str, data: Data, seed: int) -> nn.Module:
         case "relu32":
             model = _network(data, RECTIFIED, nn.ReLU, _RELU, generator)
         case "mlp128":
-            half = Data(theirs(data), data.test, data.classes, data.low)
+            half = Data(theirs(whole), data.test, data.classes, data.low)
+            half = drawn_from(half, generator)
             model = _network(half, NATURAL, nn.Tanh, _NATURAL, generator)
         case "kernel10" | "kernel20":
             model = kernel_regression(data, int(kind.removeprefix("kernel")), generator)
@@ -165,6 +171,13 @@ def target_of(kind: str, data: Data, seed: int) -> nn.Module:
     for weights in model.parameters():
         weights.requires_grad_(False)
     return model.eval()
+
+
+def drawn_from(data: Data, generator: torch.Generator) -> Data:
+    """Data with `SHARE` of the training records, drawn without repeating; the test records are all there."""
+    inputs, labels = data.train
+    rows = torch.randperm(len(labels), generator=generator)[: round(SHARE * len(labels))]
+    return Data((inputs[rows], labels[rows]), data.test, data.classes, data.low)
 
 
 def theirs(data: Data) -> tuple[Tensor, Tensor]:
