@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,10 +24,12 @@ from torch import nn
 from tacit.attacks.access import Scores
 from tacit.audit.bench_serve import Server, under_load
 from tacit.cli.main import run
+from tacit.cli.serve import add
 from tacit.core.errors import BudgetExhausted, EndpointRefused, TacitWarning
 from tacit.nn.networks import initialise
 from tacit.nn.policies import EVERYTHING, Policy
 from tacit.nn.spec import load_model, save_model
+from tacit.prediction import plain
 from tacit.prediction.client import Client
 from tacit.prediction.plain import read_keys
 from tacit.web import endpoint
@@ -39,6 +42,15 @@ def make():
 
 def half(records):
     return 0.5 + 0 * records[:, 0]
+
+class Shares(nn.Module):
+    def forward(self, records):
+        return 0 * records[:, :2] + records.new_tensor([0.125, 0.875])
+
+shares = Shares()
+
+def firsts(records):
+    return (0 * records[:, 0] + 2).astype("int64")
 """
 
 
@@ -117,11 +129,11 @@ def test_a_model_is_served_asked_stopped_and_served_again(tacit, start, tmp_path
     assert code == 2 and "BudgetExhausted" in err and "2 of 12 left" in err
     assert ended(server) == (0, "")
 
-    server = start("--budget", "12")
+    server = start()  # under the policy that was kept
     assert server.key == ""  # it is shown once
     with Client(server.url, key=key) as client:
-        assert client.described.spent == 10 and client.policy == Policy()
-        assert torch.equal(client.scores(RECORDS[:2]), here()[:2])
+        assert client.described.spent == 10 and client.described.budget == 12
+        assert torch.equal(client.scores(RECORDS[:2]), here(Policy(digits=3))[:2])
         with pytest.raises(BudgetExhausted):
             client.scores(RECORDS[:1])
     assert ended(server, signal.SIGTERM)[0] == 0
@@ -133,12 +145,13 @@ def test_a_model_is_served_asked_stopped_and_served_again(tacit, start, tmp_path
     ]
     assert spent == [(200, 5), (200, 5), (429, 5), (200, 2), (429, 1)]
 
-    server = start("--new-key")
+    server = start("--new-key", "--top-k", "2")
     assert server.key not in ("", key)
     with pytest.raises(EndpointRefused, match="no such key"):
         Client(server.url, key=key)
     with Client(server.url, key=server.key) as client:
         assert client.described.spent == 12 and client.described.budget is None
+        assert client.policy == Policy(top_k=2)
 
 
 def test_a_server_that_is_killed_under_load_has_counted_every_answer(start) -> None:
@@ -228,9 +241,66 @@ def test_options_are_the_policy_of_the_key(tacit, stands: Stands) -> None:
         "capacity"
     ].body == 1000
     assert tacit("serve", "model.safetensors", "--port", 0, "--open", "--labels-only")[0] == 0
-    assert stands.service.admit(None).policy == Policy(labels_only=True)
+    for sent in (None, key):  # one who has a key needs none either
+        assert stands.service.admit(sent).policy == Policy(labels_only=True)
+
+
+@pytest.mark.parametrize("option", ["budget", "digits", "top-k", "rate", "burst", "temperature"])
+def test_a_limit_of_0_is_no_absence_of_a_limit(tacit, stands: Stands, option: str) -> None:
+    rate = ("--rate", 5) if option == "burst" else ()
+    for command in (("access", "add", "m"), ("serve", "model.safetensors", "--port", 0)):
+        code, out, err = tacit(*command, f"--{option}", 0, *rate)
+        if option == "budget":
+            assert code == 0
+        else:
+            assert code == 2 and "expected" in err and not out
+    if option == "budget":
+        assert read_keys(Path("access.toml")).policies[0].budget == 0
+        assert stands.service.keys.policies[0].budget == 0
+        assert read_keys(Path("tacit-serve/key.toml")).policies[0].budget == 0
+    else:
+        assert stands.runs == 0 and not Path("access.toml").exists()
+
+
+def test_a_key_keeps_its_policy_until_another_is_given(tacit, stands: Stands) -> None:
+    served = ("serve", "model.safetensors", "--port", 0)
+    _, _, err = tacit(*served, "--digits", 3, "--budget", 9)
+    key = next(line.split()[1] for line in err.splitlines() if line.startswith("key: "))
+    assert "serving model.safetensors (digits 3, budget 9) at http" in err
+    for more in ((), ("--digits", 3, "--budget", 9)):
+        _, _, err = tacit(*served, *more)
+        assert "was" not in err and "(digits 3, budget 9)" in err
+        access = stands.service.admit(key)
+        assert (access.policy.digits, access.budget) == (3, 9)
+    _, _, err = tacit(*served, "--budget", 12)
+    assert "policy was: digits 3, budget 9; it is now: budget 12\n" in err
+    assert "(budget 12)" in err
+    _, _, err = tacit(*served, "--new-key")
+    assert "(budget 12)" in err and "key: " in err
     with pytest.raises(EndpointRefused):
         stands.service.admit(key)
+    _, _, err = tacit(*served, "--temperature", 1)
+    assert "(all scores, without limit)" in err
+    _, _, err = tacit(*served, "--open", "--labels-only")
+    assert "(open, labels only True)" in err
+
+
+def test_keys_that_are_added_at_the_same_time_are_all_kept(model, monkeypatch, capsys) -> None:
+    real = plain.write_keys
+
+    def slowly(keys: Any, path: Path) -> None:
+        time.sleep(0.02)
+        real(keys, path)
+
+    monkeypatch.setattr(plain, "write_keys", slowly)
+    threads = [threading.Thread(target=add, args=(f"k{number}",)) for number in range(8)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(20)
+    found = read_keys(Path("access.toml"))
+    keys = capsys.readouterr().out.split()
+    assert len(keys) == 8 == len({found.admit(key).name for key in keys})
 
 
 def test_models_of_ones_own_are_served(tacit, stands: Stands, tmp_path, monkeypatch) -> None:
@@ -245,6 +315,25 @@ def test_models_of_ones_own_are_served(tacit, stands: Stands, tmp_path, monkeypa
     code, _, err = tacit("serve", "own_nets:half", "--input-shape", "2,2", "--port", 0, "--open")
     assert code == 0, err
     assert stands.answers.tolist() == [[0.5, 0.5]] * 3
+    stands.asked = RECORDS
+    served = ("serve", "own_nets:shares", "--input-shape", 4, "--port", 0, "--open")
+    code, _, err = tacit(*served, "--gives", "probabilities")
+    assert code == 0, err
+    assert stands.answers[0].tolist() == pytest.approx([0.125, 0.875])
+    code, _, err = tacit(
+        "serve", "own_nets:firsts", "--input-shape", 4, "--port", 0, "--open", "--labels-only", "--gives", "labels",
+        "--classes", 3,
+    )  # fmt: skip
+    assert code == 0, err
+    assert stands.answers.tolist() == [2] * 5 and stands.service.classes == 3
+    runs = stands.runs
+    for wrong, said in (
+        (("--gives", "scores"), "'scores'"),
+        (("--gives", "labels"), "--classes expected"),
+    ):
+        code, _, err = tacit(*served, *wrong)
+        assert code == 2 and said in err
+    assert stands.runs == runs
 
 
 def test_in_the_clear_beyond_this_machine_is_warned_of(tacit, stands: Stands) -> None:
@@ -258,6 +347,8 @@ def test_in_the_clear_beyond_this_machine_is_warned_of(tacit, stands: Stands) ->
 def test_bad_input_ends_with_one_error(tacit, stands: Stands, tmp_path: Path, monkeypatch) -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     (tmp_path / "junk").write_text("junk")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "key.toml").write_text("[keys]\n")
     (tmp_path / "own_nets.py").write_text(NETS)
     save_file({"w": torch.zeros(1)}, "w.safetensors")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -287,6 +378,21 @@ def test_bad_input_ends_with_one_error(tacit, stands: Stands, tmp_path: Path, mo
         (*served, "--burst", 4): "with a rate",
         (*served, "--state", "junk"): "cannot be",
         (*served, "--low", 1, "--high", 0): "low below high",
+        (*served, "--high", "inf"): "finite numbers",
+        (
+            *served,
+            "--low=-inf",
+        ): "finite numbers",
+        (*served, "--low", "nan"): "finite numbers",
+        (*served, "--rate", "1e19"): "a rate of 1e-06 to 1e+09",
+        (*served, "--rate", "1e-310", "--burst", 1): "a rate of",
+        (*served, "--rate", "nan"): "a rate of",
+        (*served, "--rate", 1, "--burst", 1 << 53): "a burst of",
+        (*served, "--budget", 1 << 53): "a budget of",
+        (*served, "--temperature", "1e-320"): "a temperature of",
+        (*served, "--temperature", "1e7"): "a temperature of",
+        (*served, "--open", "--new-key"): "--open, or --new-key",
+        (*served, "--state", "empty"): "one key expected",
         (*served, "--device", "nonsense"): "cannot be used",
         ("access", "add", "a b"): "a name of",
         ("access", "list", "--file", "none.toml"): "cannot be read",
@@ -322,6 +428,14 @@ def test_keys_are_added_listed_and_removed(tacit, model) -> None:
 # --- what is asked
 
 
+def test_a_wait_for_the_rate_is_said(tacit, start) -> None:
+    server = start("--open", "--rate", "180", "--burst", "3")
+    np.save("r.npy", RECORDS.numpy())
+    code, out, err = tacit("predict", "r.npy", "--url", server.url)
+    assert code == 0 and len(out.splitlines()) == 6
+    assert err == "waiting 1 s: the key's rate; 3 of 5 answered\n"
+
+
 def test_records_come_from_files_of_every_kind(tacit, start, tmp_path, monkeypatch) -> None:
     server = start("--open")
     rows = [[repr(value) for value in row] for row in RECORDS.double().tolist()]
@@ -336,7 +450,9 @@ def test_records_come_from_files_of_every_kind(tacit, start, tmp_path, monkeypat
     monkeypatch.setattr(sys, "stdin", io.StringIO(bare))
     expected = here()
     for source in ("bare.csv", "named.csv", "r.npy", "double.npy", "r.npz", "x.npz", "-"):
-        code, _, err = tacit("predict", source, "--url", server.url, "--out", "answers.npz")
+        code, _, err = tacit(
+            "predict", source, "--url", server.url, "--out", "answers.npz", "--overwrite"
+        )
         assert code == 0, err
         with np.load("answers.npz") as found:
             assert found["scores"].tolist() == expected.tolist()
@@ -371,12 +487,17 @@ def test_records_come_from_files_of_every_kind(tacit, start, tmp_path, monkeypat
 
 def test_what_cannot_be_asked_ends_with_one_error(tacit, model) -> None:
     np.save("r.npy", RECORDS.numpy())
+    Path("there.npz").touch()
+    Path("folder.npz").mkdir()
     begun = time.monotonic()
     for arguments, said in (
         (("--url", "nonsense"), "a URL like"),
         (("--url", "http://127.0.0.1:9", "--retries", 0), "EndpointUnreachable"),
         (("--url", "http://127.0.0.1:9", "--key-file", "none"), "cannot be read"),
         (("--url", "http://127.0.0.1:9", "--out", "x.txt"), ".npz or .csv"),
+        (("--url", "http://127.0.0.1:9", "--out", "there.npz"), "--overwrite"),
+        (("--url", "http://127.0.0.1:9", "--out", "folder.npz", "--overwrite"), "is there"),
+        (("--url", "http://127.0.0.1:9", "--out", "none/x.npz"), "a folder to write in"),
     ):
         code, _, err = tacit("predict", "r.npy", *arguments)
         assert code == 2 and said in err

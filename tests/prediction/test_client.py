@@ -178,15 +178,28 @@ def test_nobody_there_is_said_so() -> None:
         Client(f"http://127.0.0.1:{port}", retries=0)
 
 
+def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Waits of this thread, which takes none from now on; those of the stub's are real."""
+    slept: list[float] = []
+    own, real = threading.get_ident(), time.sleep
+    monkeypatch.setattr(
+        module.time,
+        "sleep",
+        lambda wait: slept.append(wait) if threading.get_ident() == own else real(wait),
+    )
+    return slept
+
+
 def test_a_wait_is_as_long_as_told_and_no_failure(
     stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(module.time, "sleep", slept.append)
+    slept = sleeps(monkeypatch)
     limited = error(429, "RateLimited", retry_after="7")
     stub.script = [limited] * 5
-    with Client(stub.url, retries=0) as client:
+    told: list[str] = []
+    with Client(stub.url, retries=0, told=told.append) as client:
         assert client.scores(RECORDS).tolist() == GOOD["scores"] and slept == [7.0] * 5
+        assert told == ["waiting 7 s: the key's rate; 0 of 3 answered"] * 5
         stub.script = [error(429, "RateLimited", retry_after="599"), limited]
         with pytest.raises(EndpointRefused, match="asked to wait 7 s more after 599 s") as caught:
             client.scores(RECORDS)
@@ -205,9 +218,8 @@ def test_a_wait_is_as_long_as_told_and_no_failure(
 def test_waits_between_attempts_grow_and_are_not_alike(
     stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slept: list[float] = []
+    slept = sleeps(monkeypatch)
     monkeypatch.setattr(module, "_FIRST_WAIT", 0.1)
-    monkeypatch.setattr(module.time, "sleep", slept.append)
     stub.script = [error(500, "ModelError")] * 12
     with Client(stub.url, retries=12) as client:
         client.scores(RECORDS)
@@ -340,6 +352,45 @@ def test_an_answer_that_is_remembered_is_not_asked_for(stub: Stub, tmp_path) -> 
     assert (tmp_path / "m").stat().st_mode & 0o077 == 0
 
 
+def test_records_that_are_alike_are_asked_once_and_the_memory_can_be_asked(
+    stub: Stub, tmp_path
+) -> None:
+    inputs = torch.tensor([[0.0, 1], [2, 3], [0, 1], [0, 1], [4, 5]])
+    with Client(stub.url, memory=tmp_path / "m") as client:
+        assert client.remembers(inputs) == 0 == client.remembers(inputs[:0])
+        stub.script = [scores([[0.5, 0.5], [0.25, 0.75]])]
+        got = client.scores(inputs[:3])
+        assert got.tolist() == [[0.5, 0.5], [0.25, 0.75], [0.5, 0.5]] and client.asked == 2
+        assert client.remembers(inputs) == 4 and client.remembered() == 2
+    with Client(stub.url) as client:
+        assert client.remembers(inputs) == 0
+
+
+def test_records_that_would_be_refused_are_not_sent(stub: Stub) -> None:
+    stub.model = {**MODEL, "range": [-1, 2.0]}
+    with Client(stub.url, batch=1) as client:
+        for wrong, said in (
+            (float("nan"), "record 3 holds another"),
+            (float("inf"), "record 3 holds another"),
+            (1e300, "record 3 holds another"),  # of float32
+            (2.5, "from -1 to 2.0 expected, record 3 holds 0 to 2.5"),
+            (-1.5, "record 3 holds -1.5 to 0"),
+        ):
+            inputs = torch.zeros(5, 2, dtype=torch.float64)
+            inputs[3, 1] = wrong
+            with pytest.raises(EndpointRefused, match=said):
+                client.scores(inputs)
+        assert not stub.seen and client.asked == 0
+        inputs[3, 1] = 2
+        stub.script = [scores([[0.5, 0.5]])] * 5
+        assert len(client.scores(inputs)) == 5
+
+
+def test_tls_where_there_is_none_is_said(stub: Stub) -> None:
+    with pytest.raises(EndpointUnreachable, match=r"is it http\?"):
+        Client(stub.url.replace("http:", "https:"))
+
+
 def test_a_memory_that_is_none_is_refused(stub: Stub, tmp_path) -> None:
     (tmp_path / "m").write_text("no database" * 200)
     with pytest.raises(StoreError, match="cannot be used"):
@@ -348,7 +399,8 @@ def test_a_memory_that_is_none_is_refused(stub: Stub, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "127.0.0.1:80", "ftp://x", "http://", "http://a:b@x", "http://x:99999", "http://x y", "http://x?q", "http://x\n", "file:///etc"],
+    ["", "127.0.0.1:80", "ftp://x", "http://", "http://a:b@x", "http://x:99999", "http://x y", "http://x?q", "http://x\n", "file:///etc",
+     f"http://{'a' * 70}.com", "http://a..b"],
 )  # fmt: skip
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="a URL like"):
@@ -359,7 +411,8 @@ def test_settings_that_make_no_sense_are_refused(tmp_path) -> None:
     (tmp_path / "junk").write_text("junk")
     url = "http://127.0.0.1:9"
     for settings in (
-        {"timeout": 0}, {"retries": -1}, {"batch": 0}, {"key": "a\nb"}, {"key": "é"}, {"key": ""}, {"ca": tmp_path / "junk"},
+        {"timeout": 0}, {"timeout": 86401}, {"timeout": float("nan")},
+        {"retries": -1}, {"batch": 0}, {"key": "a\nb"}, {"key": "é"}, {"key": ""}, {"ca": tmp_path / "junk"},
     ):  # fmt: skip
         with pytest.raises(ConfigError):
             Client(url, **settings)

@@ -9,12 +9,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from tacit.core.errors import BudgetExhausted, OutputError, StoreError
-from tacit.prediction.ledger import Account, Ledger
+from tacit.prediction.ledger import Account, Ledger, LedgerBusy
 
 
 class Clock:
@@ -104,8 +106,10 @@ def test_processes_that_share_a_file_never_spend_more_than_there_is(tmp_path: Pa
 
 KILLED = """
 import sys
+import threading
+import time
 from pathlib import Path
-from tacit.prediction.ledger import Ledger
+from tacit.prediction.ledger import Ledger, LedgerBusy
 ledger = Ledger(Path(sys.argv[1]))
 while True:
     ledger.charge("a", 1)
@@ -158,3 +162,19 @@ def test_a_charge_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         other.execute("ROLLBACK")
     other.close()
     assert ledger.charge("a", 1) == 0 and ledger.account("a").spent == 1
+
+
+def test_a_process_that_holds_the_file_is_waited_for_as_long_as_told(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    ledger = Ledger(path, patience=20)
+    ledger.charge("a", 2)
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    begun = time.monotonic()
+    with pytest.raises(LedgerBusy, match="locked"):
+        ledger.charge("a", 1, patience=0.05)
+    assert ledger.account("a").spent == 2 and time.monotonic() - begun < 2
+    threading.Timer(0.3, other.execute, ("ROLLBACK",)).start()
+    assert ledger.charge("a", 1) == 0 and ledger.account("a").spent == 3
+    other.close()
+    ledger.close()

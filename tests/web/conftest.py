@@ -105,9 +105,10 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             model: nn.Module | None = None, access: dict[str, dict[str, Any]] | None = None, *,
             shape: tuple[int, ...] = (4,), limits: Limits | None = None, capacity: Capacity | None = None,
             tls: tuple[Path, Path] | None = None, anyone: dict[str, Any] | None = None, seconds: float = 10.0,
+            connections: int | None = None,
         ) -> Running:  # fmt: skip
             keys, made = Keys(anyone=None if anyone is None else access_from("anyone", anyone)), {}
-            for name, settings in (access or {"plain": {}}).items():
+            for name, settings in ({"plain": {}} if access is None else access).items():
                 keys, made[name] = keys.added(access_from(name, settings))
             ledger = Ledger(tmp_path / "ledger")
             service = Service(model or network(), shape, keys, ledger, limits)
@@ -115,7 +116,9 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             listening = socket.create_server(("127.0.0.1", 0))
             started = threading.Event()
             app = application(service, log=log, capacity=capacity)
-            running = server(app, tls=tls, seconds=seconds, ready=started.set)
+            running = server(
+                app, tls=tls, seconds=seconds, connections=connections, ready=started.set
+            )
 
             async def until_told() -> None:  # uvicorn's own looks ten times a second
                 while not running.should_exit:

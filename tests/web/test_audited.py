@@ -19,6 +19,7 @@ from tacit.core.errors import BudgetExhausted, EndpointRefused, TacitWarning
 from tacit.nn.data import load
 from tacit.nn.networks import mlp
 from tacit.nn.stacked import Recipe, Trainer
+from tacit.prediction.plain import Limits
 
 ACCESS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -96,7 +97,7 @@ def test_what_was_answered_is_not_asked_again(running: Any, tmp_path: Path) -> N
 def test_a_key_is_asked_for_no_more_than_its_budget_and_goes_on_from_what_it_has(
     running: Any, tmp_path: Path
 ) -> None:
-    for _ in range(2):  # the second time, what is left is nothing, and what is remembered is all
+    for _ in range(2):  # the second time nothing is left, and all of it is remembered
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TacitWarning)
             report = reached(running, "poor", memory=tmp_path / "answers")
@@ -106,9 +107,45 @@ def test_a_key_is_asked_for_no_more_than_its_budget_and_goes_on_from_what_it_has
         left = {one["name"]: one["why"] for one in report["left_out"]}
         assert "0 of 150 left" in left["label-robustness"]
     with closing(open_endpoint(running.url, key=running.keys["poor"])) as alone:
-        assert alone.queries == 0
+        assert alone.queries is not None and alone.queries(parts()[0][0]) == 0
         with pytest.raises(BudgetExhausted):
             alone.model(parts()[0][0][:1])
+
+
+def test_what_is_remembered_of_other_records_is_no_budget_for_these(
+    serve: Any, tmp_path: Path
+) -> None:
+    running = serve(model(), {"poor": {"budget": 200}}, shape=(64,))
+    memory, (members, nonmembers, _) = tmp_path / "answers", parts()
+    halves = [[(x[at], y[at]) for x, y in (members, nonmembers)] for at in (slice(75), slice(75, 150))]  # fmt: skip
+    spent = []
+    for inside, outside in halves:
+        with (
+            closing(open_endpoint(running.url, key=running.keys["poor"], memory=memory)) as target,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", TacitWarning)
+            tacit.audit(target, members=inside, nonmembers=outside, attacks=["loss"])
+        spent.append(running.ledger.account("poor").spent)
+    assert spent == [150, 200]  # the second time 25 of each
+
+
+def test_disturbed_records_stay_in_the_endpoint_s_range(serve: Any) -> None:
+    running = serve(model(), ACCESS, shape=(64,), limits=Limits(low=0.0, high=1.0))
+    report = reached(running, "labels", attacks=["label-robustness", "label-gap"])
+    assert set(entries(report)) == {"label-robustness", "label-gap"}
+
+
+def test_a_model_in_float64_is_copied_and_inverted_by_itself_or_through_the_copy(
+    serve: Any,
+) -> None:
+    running = serve(model().double(), ACCESS, shape=(64,))
+    for key, access in (("owner", "weights"), ("plain", "scores")):
+        report = reached(running, key, attacks=["extraction-copy"])
+        assert entries(report, "model_attacks")["extraction-copy"]["value"] > 0.5
+        found = entries(reached(running, key, attacks=["model-inversion"]), "model_attacks")
+        assert found["model-inversion"]["access"] == access
+        assert found["model-inversion"]["queries"] == (0 if key == "owner" else 200)
 
 
 def test_a_policy_that_hides_what_an_attack_needs_leaves_it_out(running: Any) -> None:
@@ -166,6 +203,7 @@ def test_the_command_audits_an_endpoint_and_says_what_is_wrong(
         (asked, "holds a report already"),
         (["model.onnx", *asked], "leave out TARGET"),
         (files, "--url of an endpoint"),
+        (["model.onnx", *files, "--key-file", key], "--url of an endpoint expected with"),
         (["--url", "http://127.0.0.1:9", *files, "--out", tmp_path / "b"], "EndpointUnreachable"),
         (["--url", running.url, *files, "--out", tmp_path / "c"], "401"),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import threading
+import time
 
 import pytest
 import torch
@@ -17,10 +18,17 @@ from torch import nn
 
 from tacit.attacks.access import Knowledge, Labels, QueryCounter, Scores
 from tacit.attacks.extraction import Box, EquationSolving
-from tacit.core.errors import BudgetExhausted, ConfigError, EndpointRefused, EndpointUnreachable
+from tacit.core.errors import (
+    BudgetExhausted,
+    ConfigError,
+    EndpointJunk,
+    EndpointRefused,
+    EndpointUnreachable,
+)
 from tacit.nn.networks import initialise
 from tacit.nn.policies import Policy
 from tacit.prediction.client import Client
+from tacit.web import endpoint
 from tacit.web.endpoint import check_tls
 
 POLICIES = (
@@ -169,6 +177,16 @@ def test_threads_may_share_a_client(serve) -> None:
         assert client.asked == 280
 
 
+def test_a_connection_that_was_not_kept_is_no_failure(serve, monkeypatch) -> None:
+    monkeypatch.setattr(endpoint, "KEPT", 0.1)
+    running = serve()
+    with Client(running.url, key=running.keys["plain"], retries=0) as client:
+        for _ in range(3):
+            client.scores(torch.zeros(1, 4))
+            time.sleep(0.3)
+        assert running.ledger.account("plain").spent == 3
+
+
 # --- TLS
 
 
@@ -203,7 +221,7 @@ def test_over_tls_the_server_must_be_who_the_client_trusts(serve, tmp_path) -> N
         assert torch.equal(client.scores(inputs), Scores(network(torch.float32)).scores(inputs))
     with pytest.raises(EndpointUnreachable, match="certificate is not to be trusted"):
         Client(running.url, key=running.keys["plain"])
-    with pytest.raises(EndpointUnreachable):
+    with pytest.raises((EndpointUnreachable, EndpointJunk), match=r"is it https\?"):
         Client(running.url.replace("https", "http"), key=running.keys["plain"], retries=0)
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
 import struct
 import threading
 import time
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tacit.core.errors import ConfigError
 from tacit.nn.policies import Policy
 from tacit.prediction.plain import Limits
-from tacit.web.endpoint import HEAD, Capacity
+from tacit.web.endpoint import HEAD, Capacity, application
 
 RAW = "application/octet-stream"
 
@@ -95,11 +98,15 @@ def test_model_says_what_the_key_may_know(serve) -> None:
 
 def test_open_without_keys(serve) -> None:
     running = serve(access={}, anyone={"digits": 1})
-    assert running.predict([[0.0] * 4], key=None).status == 200
-    assert (
-        running.predict([[0.0] * 4], key="wrong").status == 401
-    )  # a key that is none is a mistake
-    assert running.lines()[0]["key"] == "anyone"
+    for key in (None, "any"):
+        assert running.predict([[0.0] * 4], key=key).status == 200
+    assert {line["key"] for line in running.lines()} == {"anyone"}
+
+
+def test_open_beside_keys_takes_no_wrong_one(serve) -> None:
+    running = serve(anyone={"digits": 1})
+    for key, status in ((None, 200), ("plain", 200), ("wrong", 401)):
+        assert running.predict([[0.0] * 4], key=key).status == status
 
 
 # --- refusals
@@ -267,6 +274,7 @@ def test_a_model_that_fails_gives_a_reason_and_no_more(serve, capsys) -> None:
         assert (got.status, got.kind) == (500, "ModelError")
         assert b"secret" not in got.body and b"Runtime" not in got.body
     assert running.ledger.account("plain").spent == 2  # nothing is given back
+    assert [line["charged"] for line in running.lines()] == [1, 1]
     assert running.predict([[1.0, 0, 0, 0]]).status == 200
     assert "secret of the model" in capsys.readouterr().err
 
@@ -316,6 +324,71 @@ def test_more_than_may_wait_is_turned_away_and_health_still_answers(serve) -> No
     for thread in threads:
         thread.join(20)
     assert got == [200, 200, 200] and running.predict([[1.0, 0, 0, 0]]).status == 200
+
+
+def test_a_limit_below_one_record_is_refused(serve) -> None:
+    running = serve(capacity=Capacity(body=256 + 4 * 32))
+    assert running.predict([[-1e-300] * 4]).status == 200
+    with pytest.raises(ConfigError, match="one record in JSON"):
+        application(running.service, capacity=Capacity(body=256 + 4 * 32 - 1))
+
+
+def test_answers_of_the_policy_that_are_no_numbers_are_no_answers(serve) -> None:
+    model = nn.Linear(4, 3).double()
+    with torch.no_grad():
+        model.weight.fill_(1e300)
+    running = serve(model, access={"plain": {"temperature": 1e-6}})
+    assert running.predict([[1.0, 0, 0, 0]]).status == 200
+    got = running.predict([[1e5, 0, 0, 0]])  # finite, until it is divided
+    assert (got.status, got.kind) == (500, "ModelError")
+
+
+def begun(running, key, line, size=16, sent=b"123"):
+    head = f"POST /predict HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {running.keys[key]}\r\ncontent-type: {RAW}\r\n"
+    line.sendall(f"{head}content-length: {size}\r\n\r\n".encode() + sent)
+
+
+@pytest.mark.parametrize("capacity", [{"reading": 4}, {"held": 2000}], ids=["reading", "held"])
+def test_one_key_that_withholds_bodies_does_not_lock_out_others(serve, capacity) -> None:
+    running = serve(
+        access={"bad": {}, "good": {}}, capacity=Capacity(waiting=1, seconds=8, **capacity)
+    )
+    with ExitStack() as stack:
+        for _ in range(6):
+            line = stack.enter_context(socket.create_connection(("127.0.0.1", running.port)))
+            begun(running, "bad", line, 480, bytes(440))
+        deadline = time.monotonic() + 5
+        body = bytes(16 * 10)
+        while running.ask("POST", "/predict", body, key="bad", content_type=RAW).status != 503:
+            assert time.monotonic() < deadline
+        for _ in range(3):
+            assert running.predict([[0.0] * 4], key="good").status == 200
+
+
+def test_a_process_that_holds_the_ledger_holds_nobody_else_up(serve, tmp_path) -> None:
+    running = serve()
+    for _ in range(20):  # are soon answered where they are read
+        assert running.predict([[0.0] * 4]).status == 200
+    other = sqlite3.connect(tmp_path / "ledger", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    got: list[int] = []
+    asking = [
+        threading.Thread(target=lambda: got.append(running.predict([[0.0] * 4]).status))
+        for _ in range(6)
+    ]
+    for one in asking:
+        one.start()
+    slowest, end = 0.0, time.monotonic() + 1.0
+    while time.monotonic() < end:
+        start = time.monotonic()
+        assert running.alive() and running.ask("GET", "/model").json["spent"] == 20
+        slowest = max(slowest, time.monotonic() - start)
+    assert not got and slowest < 0.8
+    other.execute("ROLLBACK")
+    other.close()
+    for one in asking:
+        one.join(10)
+    assert got == [200] * 6 and running.ledger.account("plain").spent == 26
 
 
 def test_bodies_together_fill_no_more_memory_than_set_aside(serve) -> None:
@@ -381,6 +454,107 @@ def test_headers_without_end_are_refused(serve, slowly) -> None:
     assert running.ask("GET", "/health", x="y" * (HEAD - 1000)).status == 200
 
 
+def test_trailers_without_end_are_refused(serve) -> None:
+    running = serve()
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    for many in (b"x: y\r\n" * 200, b"y" * 1200):
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as line:
+            line.sendall(head + b"1\r\n{\r\n0\r\nx: ")
+            sent = 0
+            try:
+                while sent < 100 * HEAD:
+                    sent += line.send(many)
+                    time.sleep(0.0005)
+            except OSError:
+                pass
+            assert sent < 100 * HEAD
+    key = running.keys["plain"].encode()
+    head = (
+        head[:-2]
+        + b"authorization: Bearer "
+        + key
+        + b"\r\ncontent-type: application/octet-stream\r\n"
+    )
+    got = running.raw(
+        head
+        + b"connection: close\r\n\r\n10\r\n"
+        + bytes(16)
+        + b"\r\n0\r\nexpect: x\r\nz: y\r\n\r\n"
+    )
+    assert got.startswith(b"HTTP/1.1 200")
+    assert running.alive()
+
+
+def test_connections_beyond_the_most_are_ended_at_once(serve) -> None:
+    running = serve(connections=3)
+    with ExitStack() as stack:
+        for _ in range(3):
+            line = stack.enter_context(
+                socket.create_connection(("127.0.0.1", running.port), timeout=5)
+            )
+            line.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert line.recv(1000).startswith(b"HTTP/1.1 200")
+        with suppress(ConnectionError):
+            assert running.raw(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n") == b""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            assert running.alive()
+            break
+        except ConnectionError:
+            pass
+    else:
+        pytest.fail("no connection is taken any more")
+
+
+class Wide(nn.Module):
+    def forward(self, inputs):
+        return inputs[:, :1] * torch.arange(200_000.0)
+
+
+def test_one_who_does_not_read_is_dropped_and_one_who_reads_slowly_is_not(serve, capfd) -> None:
+    running = serve(Wide(), seconds=0.1, limits=Limits(batch=50))
+    body = bytes(16 * 10)  # the answer has 16 MB
+    with ExitStack() as stack:
+        lines = []
+        for _ in range(2):
+            line = stack.enter_context(socket.socket())
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
+            line.connect(("127.0.0.1", running.port))
+            line.settimeout(10)
+            begun(running, "plain", line, len(body), body)
+            lines.append(line)
+        whole = len(lines[1].recv(1 << 17))
+        for _ in range(12):  # over more than three periods
+            time.sleep(0.1)
+            whole += len(lines[1].recv(1 << 17))
+        while whole < 10 * 200_000 * 8:
+            part = len(lines[1].recv(1 << 20))
+            assert part
+            whole += part
+        got = 0
+        try:
+            while part := len(lines[0].recv(1 << 20)):
+                got += part
+        except ConnectionError:
+            pass
+        assert got < 10 * 200_000 * 8
+    assert running.alive() and capfd.readouterr().err == ""
+
+
+def test_junk_says_nothing_on_the_servers_own_terminal(serve, capfd) -> None:
+    running = serve()
+    running.raw(b"nonsense\r\n\r\n")
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as line:
+        line.sendall(
+            b"GET /health HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n"
+        )
+        assert line.recv(1000).startswith(b"HTTP/1.1 200")
+    whole = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+    running.raw(whole * 3 + b"nonsense\r\n\r\n")
+    assert running.alive() and capfd.readouterr().err == ""
+
+
 NO_HTTP = [
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x00" * 100,
     b"GET /\xff\xfe HTTP/1.1\r\nhost: x\r\n\r\n", b"POST /predict HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
@@ -426,9 +600,13 @@ def test_the_log_has_a_line_a_request_and_nothing_of_what_was_asked(serve) -> No
     running.predict([[0.5] * 3])
     running.ask("GET", "/model", key="tacit_guess")
     running.ask("GET", "/secret?key=hidden")
-    said = [(one["key"], one["route"], one["status"], one["records"]) for one in running.lines()]
+    said = [
+        (one["key"], one["route"], one["status"], one["records"], one["charged"])
+        for one in running.lines()
+    ]
     assert said == [
-        ("plain", "/predict", 200, 3), ("plain", "/predict", 422, 1), (None, "/model", 401, 0), (None, "-", 404, 0),
+        ("plain", "/predict", 200, 3, 3), ("plain", "/predict", 422, 1, 0), (None, "/model", 401, 0, 0),
+        (None, "-", 404, 0, 0),
     ]  # fmt: skip
     assert all(
         one["milliseconds"] > 0 and one["time"].endswith("+00:00") for one in running.lines()

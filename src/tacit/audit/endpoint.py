@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tacit.attacks.evidence import LEAST_LOG
 from tacit.audit.targets import Target
-from tacit.prediction.client import Client
+from tacit.prediction.client import Client, Described
 
 #: The file in an audit's folder that keeps an endpoint's answers.
 MEMORY = "answers.sqlite"
@@ -42,7 +42,8 @@ def open_endpoint(
         memory: a file that keeps answers, as confidential as these; None keeps none.
 
     Returns:
-        A target whose `Target.queries` is what is left of the key's budget, and what is remembered. Close it in the end.
+        A target whose `Target.queries` is what is left of the key's budget, and what is remembered of the records that are
+        to be asked about. Close it in the end.
 
     Raises:
         ConfigError: the URL, key, certificates or a setting are not what they should be, or the memory cannot be used.
@@ -52,7 +53,7 @@ def open_endpoint(
     """
     client = Client(url, key=key, ca=ca, timeout=timeout, retries=retries, memory=memory)
     said = client.described
-    left = None if said.budget is None else max(0, said.budget - said.spent) + client.remembered()
+    left = None if said.budget is None else max(0, said.budget - said.spent)
     module = client.model() if said.download else None
     labels = client.policy.labels_only
     return Target(
@@ -63,9 +64,19 @@ def open_endpoint(
         parameters=None if module is None else sum(one.numel() for one in module.parameters()),
         device=torch.device("cpu"),
         module=module,
-        queries=left,
+        queries=None
+        if left is None
+        else lambda records: left + client.remembers(_taken(records, said)),
         close=client.close,
     )
+
+
+def _taken(records: Tensor, said: Described) -> Tensor:
+    """Records as the endpoint takes them: of its type, and within its range, beyond which disturbed ones may lie."""
+    asked = records.to(said.dtype)
+    if said.low is not None or said.high is not None:
+        asked = asked.clamp(said.low, said.high)
+    return asked
 
 
 class _Endpoint(nn.Module):
@@ -77,7 +88,7 @@ class _Endpoint(nn.Module):
 
     def forward(self, records: Tensor) -> Tensor:
         """Logarithms of the answers; of labels, 1 at the class and 0 elsewhere. Raises as `Client.scores` does."""
-        asked = records.to(self.client.described.dtype)
+        asked = _taken(records, self.client.described)
         if self.client.policy.labels_only:
             return self.client.scores(asked).float()
         return self.client.scores(asked).log().clamp_min(-LEAST_LOG).float()

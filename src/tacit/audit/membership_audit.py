@@ -56,6 +56,7 @@ from tacit.audit.targets import BATCH, Gives, Predict, Target, target_of, train_
 from tacit.core.errors import (
     BudgetExhausted,
     ConfigError,
+    EndpointError,
     NotEnoughEvidence,
     OutputError,
     TacitWarning,
@@ -168,8 +169,8 @@ def audit(  # noqa: PLR0913 - each is an option of `tacit audit`
         TacitWarning: what the report's ``warnings`` say too.
     """
     asking = Asking(
-        shadows=shadows, augmentations=augmentations, seconds=seconds, queries=_fewest(queries, model), seed=seed
-    )  # fmt: skip
+        shadows=shadows, augmentations=augmentations, seconds=seconds, queries=queries, seed=seed
+    )
     limits, chosen = [Limit.parsed(text) for text in fail_above], _chosen(attacks)
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -199,6 +200,10 @@ def audit(  # noqa: PLR0913 - each is an option of `tacit audit`
             if not isinstance(target, Target):
                 classes = max(parts.classes, len(class_names or ())) if gives == "labels" else None
                 target = target_of(target, gives=gives, classes=classes)
+            if target.queries is not None:
+                run.limit(
+                    target.queries(torch.cat([parts.members.inputs, parts.nonmembers.inputs]))
+                )
             trainer = _trainer(train_fn, target, parts.members)
             with _threads(target):
                 run.open_model(target, parts)
@@ -234,12 +239,6 @@ def _threads(target: Target) -> AbstractContextManager[None]:
     """One thread for small modules on a processor: waiting for a second one can cost ten times what it saves."""
     small = target.parameters is not None and target.parameters < SMALL
     return one_thread() if small and target.device.type == "cpu" else nullcontext()
-
-
-def _fewest(queries: int | None, model: object) -> int | None:
-    """The caller's budget of queries, or the target's own where that is smaller."""
-    own = model.queries if isinstance(model, Target) else None
-    return min((one for one in (queries, own) if one is not None), default=None)
 
 
 def _chosen(names: Sequence[str] | None) -> list[Attack]:
@@ -339,6 +338,12 @@ class _Run:
     def __post_init__(self) -> None:
         self.generator.manual_seed(self.asking.seed)
         self.counter.budget = self.asking.queries
+
+    def limit(self, queries: int) -> None:
+        """Take the target's own budget where it is smaller than the caller's."""
+        if self.asking.queries is None or queries < self.asking.queries:
+            self.asking = replace(self.asking, queries=queries)
+            self.counter.budget = queries
 
     @property
     def spent(self) -> float:
@@ -524,7 +529,7 @@ class _Run:
                 if self.left() <= 0:
                     raise Unable("the seconds were over")
                 scores, needs = scores_of(attack, self.case, evidence, self.counter, self.generator)
-            except (Unable, BudgetExhausted) as reason:
+            except (Unable, BudgetExhausted, EndpointError) as reason:
                 if attack is SAVED and self.case.scores is None and len(chosen) > 1:
                     continue  # nobody misses it where there are answers
                 self.left_out.append({"name": attack.name, "title": attack.title, "why": str(reason)})  # fmt: skip

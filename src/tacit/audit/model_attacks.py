@@ -30,7 +30,7 @@ from tacit.attacks.extraction import Box, EquationSolving
 from tacit.audit.audit_attacks import Attack, Case, Unable
 from tacit.audit.cells import pixels
 from tacit.audit.inversion_metrics import class_means, nearest_mean
-from tacit.audit.model_cells import DESCENT, present_of, taught
+from tacit.audit.model_cells import DESCENT, compared, present_of, taught
 from tacit.audit.statistics import clopper_pearson
 from tacit.core.errors import BudgetExhausted, TacitError
 from tacit.nn.networks import mlp
@@ -71,7 +71,7 @@ class Subject:
         population: records (n, *record shape) beside `Case.population`'s answers; None where there are none.
         counter: counts further queries.
         generator: draws.
-        copy: the network that `COPY` made, for `INVERSION`.
+        copy: a network taught what the target answered; made when first needed.
     """
 
     case: Case
@@ -112,18 +112,31 @@ def run_model_attacks(
         except TacitError as error:
             yield attack, f"{type(error).__name__}: {error}"
             continue
-        hits, n = found.pop("hits"), found.pop("n")
-        low, high = clopper_pearson(hits, n)
-        entry = {
+        entry: dict[str, Any] = {
             "name": attack.name, "title": attack.title, "access": attack.access, "explains": attack.explains,
             "source": attack.source, "queries": subject.counter.spent - asked,
-            "seconds": round(time.perf_counter() - begun, 4), "value": hits / n, "interval": [low, high], "n": n,
+            "seconds": round(time.perf_counter() - begun, 4),
         }  # fmt: skip
         entry |= found
-        yield entry | {"verdict": "leaks" if low > entry["chance"] else "inconclusive"}
+        leaks = entry["interval"][0] > entry["chance"]
+        yield entry | {"verdict": "leaks" if leaks else "inconclusive"}
 
 
-def _copy(subject: Subject) -> dict[str, Any]:
+def _made(subject: Subject) -> nn.Module:
+    """The copy."""
+    if subject.copy is None:
+        network, inputs, answers = _teaching(subject)
+        shares = (
+            nn.functional.one_hot(answers.argmax(1), answers.shape[1]).double()
+            if subject.case.labels_only
+            else answers.softmax(1)
+        )
+        subject.copy = taught(network, inputs, shares, subject.generator)
+    return subject.copy
+
+
+def _teaching(subject: Subject) -> tuple[nn.Module, Tensor, Tensor]:
+    """The architecture of a copy, the records that it learns from and what the target answered, (n, classes) logits."""
     case, inputs = subject.case, subject.population
     if case.population is None or inputs is None or case.target is None or case.inputs is None:
         raise Unable(
@@ -131,23 +144,24 @@ def _copy(subject: Subject) -> dict[str, Any]:
         )
     if len(inputs) < FEWEST:
         raise Unable(f"needs a population of at least {FEWEST} records, {len(inputs)} came")
-    answers = torch.from_numpy(case.population.answers[0])
+    answers = torch.from_numpy(case.population.answers[0]).double()
     shape, classes = tuple(inputs.shape[1:]), answers.shape[1]
-    module = case.target.module
-    network = module or mlp(shape, (HIDDEN,), classes, generator=subject.generator)
-    said = answers.double()
-    shares = (
-        nn.functional.one_hot(said.argmax(1), classes).double() if case.labels_only else said.softmax(1)
-    )  # fmt: skip
-    subject.copy = taught(network, inputs, shares, subject.generator)
-    truth = nn.functional.one_hot(torch.from_numpy(case.population.labels), classes).double()
+    network = case.target.module or mlp(shape, (HIDDEN,), classes, generator=subject.generator)
+    return network, inputs, answers
+
+
+def _copy(subject: Subject) -> dict[str, Any]:
+    case, copy = subject.case, _made(subject)
+    network, inputs, answers = _teaching(subject)
+    labels = torch.from_numpy(case.population.labels) if case.population else torch.empty(0)
+    truth = nn.functional.one_hot(labels, answers.shape[1]).double()
     own = taught(network, inputs, truth, subject.generator)
     fresh, answered = _fresh(case)
+    known = case.target is not None and case.target.module is not None
     return {
-        "metric": "agreement", "hits": _same(subject.copy, fresh, answered), "n": len(fresh),
+        "metric": "agreement", **_against(_same(copy, fresh, answered), _same(own, fresh, answered)),
         "access": "labels" if case.labels_only else "scores", "queries": len(inputs),
-        "needs": "a population" + ("" if module is None else " and the architecture"),
-        "chance": _same(own, fresh, answered) / len(fresh),
+        "needs": "a population" + (" and the architecture" if known else ""),
         "chance_means": "The agreement of a network taught the population's true labels: what can be had without asking.",
         "why": f"taught from {len(inputs):,} answers, compared on {len(fresh):,} non-members",
     }  # fmt: skip
@@ -171,15 +185,14 @@ def _equations(subject: Subject) -> dict[str, Any]:
     access = Scores(case.target.model, subject.counter)
     found = attack.extract(access, Knowledge(input_shape=shape, classes=classes), subject.generator)
     fresh, answered = _fresh(case)
-    counts = answered.bincount(minlength=classes)
+    often = int(answered.bincount(minlength=classes).argmax())
     with torch.no_grad():
         own = torch.softmax(found.model(fresh), 1)
     told = torch.softmax(torch.from_numpy(case.answers[0][case.members :]).double(), 1)
     exact = float((own - told).abs().max())
     return {
-        "metric": "agreement", "hits": _same(found.model, fresh, answered), "n": len(fresh), "needs": "nothing",
-        "chance": float(counts.max()) / len(fresh),
-        "chance_means": f"Always naming class {int(counts.argmax())}, which the model names most often.",
+        "metric": "agreement", **_against(_same(found.model, fresh, answered), answered == often), "needs": "nothing",
+        "chance_means": f"Always naming class {often}, which the model names most often.",
         "largest_difference": exact,
         "why": f"{found.queries:,} queries; on non-members no probability differs by more than {exact:.2g}",
     }  # fmt: skip
@@ -189,17 +202,16 @@ def _inversion(subject: Subject) -> dict[str, Any]:
     case = subject.case
     if case.target is None or case.inputs is None or case.labels is None or case.answers is None:
         raise Unable("needs records and a model: answers were saved")
-    module, sees, needs = case.target.module, "weights", "nothing"
+    module = case.target.module
+    asked: dict[str, Any] = {"access": "weights", "needs": "nothing"}
     if module is None or case.target.gives != "logits":
-        module, sees, needs = (
-            subject.copy,
-            "labels" if case.labels_only else "scores",
-            "a population",
-        )
-    if module is None:
-        raise Unable(
-            "needs a torch module that gives logits, or a population to copy the model from"
-        )
+        if case.population is None or subject.population is None:
+            raise Unable(
+                "needs a torch module that gives logits, or a population to copy the model from"
+            )
+        module = _made(subject)
+        sees = "labels" if case.labels_only else "scores"
+        asked = {"access": sees, "needs": "a population", "queries": len(subject.population)}
     size = sum(one.numel() for one in module.parameters())
     classes = case.answers.shape[2]
     if size > LARGEST or classes > MOST_CLASSES:
@@ -219,12 +231,12 @@ def _inversion(subject: Subject) -> dict[str, Any]:
     means = class_means(inputs.float(), places, len(present))
     images = found.images.detach().float().cpu()
     hit = nearest_mean(images, means) == torch.arange(len(present))
-    sure = float(found.confidences.median())
+    sure, hits, n = float(found.confidences.median()), int(hit.sum()), len(present)
     return {
-        "metric": "reidentified", "hits": int(hit.sum()), "n": len(present), "chance": 1 / len(present),
-        "access": sees, "needs": needs,
+        "metric": "reidentified", "value": hits / n, "interval": list(clopper_pearson(hits, n)), "n": n,
+        "chance": 1 / n, **asked,
         "chance_means": "Naming a class at random.",
-        "why": f"{int(hit.sum())} of {len(present)} classes are named by what was found; median confidence {sure:.2f}",
+        "why": f"{hits} of {n} classes are named by what was found; median confidence {sure:.2f}",
         "images": _pictures(images, means, present, (low, high)),
     }  # fmt: skip
 
@@ -244,9 +256,17 @@ def _fresh(case: Case) -> tuple[Tensor, Tensor]:
     return case.inputs[case.members :], answered
 
 
-def _same(model: nn.Module, records: Tensor, answered: Tensor) -> int:
+def _same(model: nn.Module, records: Tensor, answered: Tensor) -> Tensor:
     with torch.no_grad():
-        return int((model.eval()(records).argmax(1) == answered).sum())
+        same: Tensor = model.eval()(records).argmax(1) == answered
+    return same
+
+
+def _against(hits: Tensor, others: Tensor) -> dict[str, Any]:
+    found = compared(hits, others)
+    return {
+        "value": found.value, "interval": list(found.interval), "chance": found.chance, "n": len(hits),
+    }  # fmt: skip
 
 
 def _pictures(

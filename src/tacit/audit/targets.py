@@ -78,7 +78,8 @@ class Target:
         parameters: how many; None where they cannot be seen.
         device: where the model computes.
         module: the caller's own, to train others of its architecture; None where there is none.
-        queries: records that it may be asked about at most; None for no limit.
+        queries: how many records it may still be asked about, those of these (n, *record shape) that it need not be asked
+            about again among them; None for no limit.
         close: lets go of connections and files, where it has any (`contextlib.closing` calls it).
     """
 
@@ -89,7 +90,7 @@ class Target:
     parameters: int | None
     device: torch.device
     module: nn.Module | None = field(default=None, repr=False)
-    queries: int | None = None
+    queries: Callable[[Tensor], int] | None = None
     close: Callable[[], None] = field(default=_nothing, repr=False)
 
 

@@ -174,6 +174,8 @@ def audit(
         _alone("--url", {"TARGET": target, "--weights": weights, "--gives": gives})
         records = _records(files)
         model: Any = _endpoint(url, key_file, ca, out, overwrite=overwrite)
+    elif ca is not None or key_file is not None:
+        raise ConfigError("--url of an endpoint expected with --key-file and --ca")
     elif target is None:
         raise ConfigError(
             "a model expected: TARGET, or --url of an endpoint; see tacit audit --help"

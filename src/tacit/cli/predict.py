@@ -54,6 +54,9 @@ def predict(
         Path | None,
         typer.Option(help="Write answers to this .npz or .csv file instead of standard output."),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file of --out.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Ask an endpoint about records, and print what it says: a line a record, scores or label.
@@ -69,9 +72,11 @@ def predict(
     start = time.perf_counter()
     if out is not None and out.suffix not in (".npz", ".csv"):
         raise ConfigError(f"--out: a .npz or .csv file expected, {out} came")
+    if out is not None:
+        _check_place(out, overwrite)
     with Client(
-        url, key=key_from(key_file), timeout=timeout, retries=retries, ca=ca, memory=memory
-    ) as client:
+        url, key=key_from(key_file), timeout=timeout, retries=retries, ca=ca, memory=memory, told=say
+    ) as client:  # fmt: skip
         inputs = _inputs(records, client.described)
         plain = labels or client.policy.labels_only
         answers = client.labels(inputs) if plain else client.scores(inputs)
@@ -90,6 +95,14 @@ def predict(
         print_json({**said, "policy": policy.name, "n": len(answers), "asked": asked, **given})
     elif out is None:
         sys.stdout.write(_table(name, answers))
+
+
+def _check_place(out: Path, overwrite: bool) -> None:
+    """Before anything is spent: whether answers can be written there."""
+    if out.exists() and not (overwrite and out.is_file()):
+        raise ConfigError(f"--out: {out} is there: give another, or --overwrite to replace a file")
+    if not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
+        raise ConfigError(f"--out: a folder to write in expected, {out.parent} is none")
 
 
 def key_from(path: Path | None) -> str | None:

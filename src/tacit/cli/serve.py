@@ -8,19 +8,20 @@ import socket
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from tacit.cli.output import Json, print_json, say
-from tacit.core.errors import ConfigError, TacitWarning
+from tacit.core.errors import ConfigError, TacitWarning, UnknownName
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tacit.prediction.plain import Keys, Service
+    from tacit.prediction.plain import AccessPolicy, Keys, Service
 
 LabelsOnly = Annotated[bool, typer.Option("--labels-only", help="Give the predicted label alone.")]
 TopK = Annotated[
@@ -101,7 +102,8 @@ def serve(
     state: Annotated[
         Path,
         typer.Option(
-            help="Folder of what was spent, of the audit log, and of the digest of the key."
+            help="Folder of what was spent, of the audit log, and of the key's digest and policy. The default lies in "
+            "the folder that this is run from: from another one, budgets begin anew."
         ),
     ] = Path("tacit-serve"),
     durable: Annotated[
@@ -116,6 +118,16 @@ def serve(
     ] = None,
     low: Annotated[float | None, typer.Option(help="Least value of a record.")] = None,
     high: Annotated[float | None, typer.Option(help="Greatest value of a record.")] = None,
+    gives: Annotated[
+        str | None,
+        typer.Option(
+            help="What the model answers: logits, probabilities or labels. By default logits of a torch module, "
+            "probabilities of others."
+        ),
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="With --gives labels: how many classes there are.", min=2)
+    ] = None,
     device: Annotated[str, typer.Option(help="Where a torch module computes.")] = "cpu",
 ) -> None:
     """Serve a model over HTTP: predictions under a policy for each key, with budgets that survive a restart.
@@ -135,7 +147,7 @@ def serve(
             f"tacit serve needs starlette and uvicorn, not here ({error}): pip install 'tacit[web]'"
         ) from error
     from tacit.prediction.ledger import Ledger
-    from tacit.prediction.plain import AccessPolicy, Keys, Limits, Service, write_keys
+    from tacit.prediction.plain import Limits, Service, write_keys
 
     settings = _settings(
         labels_only=labels_only, top_k=top_k, digits=digits, temperature=temperature, download=download, budget=budget,
@@ -145,22 +157,27 @@ def serve(
         raise ConfigError(
             "--access FILE, or a policy for the one key here, expected, both came: the file has a policy for each key"
         )
+    if anyone and new_key:
+        raise ConfigError("--open, or --new-key, expected, both came: who needs no key gets none")
     if (tls_cert is None) != (tls_key is None):
         raise ConfigError("--tls-cert and --tls-key expected together, one came")
     tls = None
     if tls_cert is not None and tls_key is not None:
         tls = tls_cert, tls_key
         check_tls(*tls)
-    limits, capacity = Limits(batch=max_batch, low=low, high=high), Capacity(body=max_body)
-    module, shape = _model(model, weights, input_shape, device)
+    limits = Limits(batch=max_batch, low=low, high=high)
+    capacity = Capacity(body=max_body, held=max(3 << 27, 2 * (max_body or 0)))
+    module, shape = _model(model, weights, input_shape, device, gives, classes)
     with ExitStack() as stack:
         listening = stack.enter_context(_listening(host, port))
         ledger = stack.enter_context(closing(Ledger(state / "ledger.sqlite", durable=durable)))
         keys, key = _keys(access, state, settings, anyone=anyone, new_key=new_key)
         service = Service(module, shape, keys, ledger, limits)
         log = stack.enter_context(closing(AuditLog(state / "audit.jsonl")))
+        app = application(service, log=log, capacity=capacity)
+        if access is None and not anyone:
+            write_keys(keys, state / _KEY)
         if key is not None:
-            write_keys(Keys(((keys.entries[0][0], AccessPolicy(name=_NAME)),)), state / _KEY)
             say(f"key: {key}\nkeep it: it is shown this once")
         if tls is None and not _loopback(host):
             warnings.warn(
@@ -176,8 +193,8 @@ def serve(
         _on(stack, signal.SIGTERM, lambda *_: None)
         if access is not None and hasattr(signal, "SIGHUP"):
             _on(stack, signal.SIGHUP, lambda *_: _read_again(service, access))
-        app = application(service, log=log, capacity=capacity)
-        ready = partial(say, f"serving {model} at {url}")
+        who = f"{len(keys.entries)} keys of {access}" if access else _said(keys.policies[0])
+        ready = partial(say, f"serving {model} ({'open, ' if anyone else ''}{who}) at {url}")
         server(app, tls=tls, ready=ready).run(sockets=[listening])
 
 
@@ -199,15 +216,17 @@ def add(
     burst: Burst = None,
 ) -> None:
     """Make a key and print it, this once, on standard output. Without options its holder sees all scores."""
+    from tacit.core.files import alone
     from tacit.prediction.plain import Keys, access_from, read_keys, write_keys
 
     settings = _settings(
         labels_only=labels_only, top_k=top_k, digits=digits, temperature=temperature, download=download, budget=budget,
         rate=rate, burst=burst,
     )  # fmt: skip
-    known = read_keys(file) if file.exists() else Keys()
-    keys, key = known.added(access_from(name, settings))
-    write_keys(keys, file)
+    with alone(_beside(file)):
+        known = read_keys(file) if file.exists() else Keys()
+        keys, key = known.added(access_from(name, settings))
+        write_keys(keys, file)
     print(key)
     say(f"{name} is in {file}; the key is shown this once")
 
@@ -236,14 +255,33 @@ def remove(
 
     What its name has spent stays in the ledger, for a new key of that name.
     """
+    from tacit.core.files import alone
     from tacit.prediction.plain import read_keys, write_keys
 
-    write_keys(read_keys(file).without(name), file)
+    with alone(_beside(file)):
+        write_keys(read_keys(file).without(name), file)
     say(f"{name} is no longer in {file}")
 
 
+def _beside(file: Path) -> Path:
+    """What is locked while a file of keys is read and written anew."""
+    return file.with_name(f".{file.name}.lock")
+
+
 def _settings(**given: Any) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if value not in (None, False)}
+    # By identity: 0 equals False, and is a limit.
+    return {
+        name: value for name, value in given.items() if value is not None and value is not False
+    }
+
+
+def _said(access: AccessPolicy) -> str:
+    """A policy in words."""
+    from tacit.prediction.plain import settings_of
+
+    found = settings_of(access).items()
+    said = ", ".join(f"{one.replace('_', ' ')} {value}" for one, value in found)
+    return said or "all scores, without limit"
 
 
 def _keys(
@@ -258,21 +296,41 @@ def _keys(
     if anyone:
         return Keys(anyone=policy), None
     own = state / _KEY
-    if own.exists() and not new_key:
-        ((digest, _),) = read_keys(own).entries
-        return Keys(((digest, policy),)), None
-    return Keys().added(policy)
+    if not own.exists():
+        return Keys().added(policy)
+    kept = read_keys(own).entries
+    if len(kept) != 1:
+        raise ConfigError(f"{own}: one key expected, {len(kept)} came: delete it to make a new one")
+    ((digest, before),) = kept
+    before = replace(before, name=_NAME)
+    if not settings:
+        policy = before
+    elif policy != before:
+        say(f"the key's policy was: {_said(before)}; it is now: {_said(policy)}")
+    return Keys().added(policy) if new_key else (Keys(((digest, policy),)), None)
 
 
 def _model(
-    name: str, weights: Path | None, input_shape: str | None, device: str
+    name: str,
+    weights: Path | None,
+    input_shape: str | None,
+    device: str,
+    gives: str | None,
+    classes: int | None,
 ) -> tuple[nn.Module, tuple[int, ...]]:
     """The model, and the shape of its records."""
     import torch
 
-    from tacit.audit.targets import open_target
+    from tacit.audit.targets import Gives, open_target
     from tacit.nn.spec import load_model
 
+    kind: Any = gives
+    if gives is not None and gives not in get_args(Gives):
+        raise UnknownName("kind of answer", gives, get_args(Gives))
+    if gives == "labels" and classes is None:
+        raise ConfigError(
+            "--classes expected with --gives labels, which do not say how many there are"
+        )
     shape = None if input_shape is None else _shape(input_shape)
     try:
         place = torch.device(device)
@@ -283,10 +341,13 @@ def _model(
         spec = _spec(Path(name))
         if shape not in (None, spec):
             raise ConfigError(f"--input-shape: {name} says {spec}, {shape} came: leave it out")
-        return load_model(Path(name)).to(place), spec
+        if gives is None:
+            return load_model(Path(name)).to(place), spec
+        shape = spec
     if shape is None:
         raise ConfigError(f"--input-shape expected, as in 784 or 1,28,28: {name} does not say it")
-    return open_target(name, weights=weights).model.to(place), shape
+    opened = open_target(name, weights=weights, gives=kind, classes=classes)
+    return opened.model.to(place), shape
 
 
 def _shape(text: str) -> tuple[int, ...]:

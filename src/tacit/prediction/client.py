@@ -26,7 +26,7 @@ import ssl
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -61,6 +61,10 @@ _JSON, _RAW = "application/json", "application/octet-stream"
 _TEXT = 1 << 20  # bytes of an answer that is not predictions
 _MODEL = 1 << 33  # of a downloaded model
 _FIRST_WAIT, _LAST_WAIT = 0.1, 10.0
+_DAY = 86_400
+_OFTEN = 10.0  # seconds after which it is told how far work is
+#: What OpenSSL calls an answer that is not TLS.
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "UNKNOWN_PROTOCOL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,13 +116,14 @@ class Client:
     Args:
         url: of the endpoint, ``http://host:port`` or ``https://``; perhaps with a path before its routes.
         key: of this client; None where the endpoint asks for none.
-        timeout: seconds for one attempt at a request.
+        timeout: seconds for one attempt at a request, at most a day's.
         retries: attempts after the first.
         ca: certificates that the endpoint's must be signed by, PEM; None for those the system trusts.
         batch: records a request; None for as many as the endpoint takes.
         memory: a file that keeps answers and is asked first, so that work which was interrupted and is done again asks
             nothing twice. It knows records by their SHA-256 and holds the answers, and is as confidential as they are. Made
             if it is not there.
+        told: hears in a few words why a wait is long, and how far a long piece of work is.
 
     Attributes:
         policy: what the endpoint does to answers.
@@ -134,16 +139,17 @@ class Client:
 
     def __init__(
         self, url: str, *, key: str | None = None, timeout: float = 10.0, retries: int = 5, ca: Path | str | None = None,
-        batch: int | None = None, memory: Path | str | None = None,
+        batch: int | None = None, memory: Path | str | None = None, told: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
-        if not 0 < timeout < math.inf or retries < 0 or (batch is not None and batch < 1):
+        if not 0 < timeout <= _DAY or retries < 0 or (batch is not None and batch < 1):
             raise ConfigError(
-                "a timeout above 0 s, no negative number of retries, and batches of at least 1 expected"
+                f"a timeout above 0 s and of at most {_DAY} s, no negative number of retries, and batches of at least 1 "
+                "expected"
             )
         if key is not None and not (key.isascii() and key.isprintable() and key):
             raise ConfigError("a key of printable ASCII characters expected")
         self._line = _Line(url, key, timeout, ca)
-        self.url, self._retries, self._coins = url, retries, Coins("jitter")
+        self.url, self._retries, self._coins, self._told = url, retries, Coins("jitter"), told
         self._lock, self.asked = threading.Lock(), 0
         self._memory: _Memory | None = None
         try:
@@ -171,7 +177,7 @@ class Client:
         Raises:
             BudgetExhausted: the key's budget does not do.
             EndpointUnreachable: nobody answers, or not in time, after all retries.
-            EndpointRefused: the endpoint will not answer this.
+            EndpointRefused: the endpoint will not answer this; records that are not finite or out of its range are not sent.
             EndpointJunk: it answers with something that is no answer.
             ConfigError: the inputs are not floats of its shape.
         """
@@ -207,6 +213,19 @@ class Client:
         """Records whose answers are in the memory; 0 where there is none."""
         return 0 if self._memory is None else self._memory.count()
 
+    def remembers(self, inputs: Tensor) -> int:
+        """How many of these records, (n, *input_shape), have answers in the memory; 0 where there is none.
+
+        Raises:
+            ConfigError, EndpointRefused: as for `scores`.
+        """
+        records = self._checked_records(inputs)
+        if self._memory is None:
+            return 0
+        names = _fingerprints(records)
+        known = self._memory.known(set(names))
+        return sum(name in known for name in names)
+
     def close(self) -> None:
         """End the connections and let go of the memory."""
         self._line.close()
@@ -237,7 +256,8 @@ class Client:
                     f"{self.url}/model/weights: a model expected, but {error}"
                 ) from error
 
-    def _answers(self, inputs: Tensor) -> Tensor:
+    def _checked_records(self, inputs: Tensor) -> Tensor:
+        """Records on the CPU, if the endpoint takes them."""
         said = self.described
         if (
             inputs.dtype not in (torch.float32, torch.float64)
@@ -248,8 +268,39 @@ class Client:
                 f"{tuple(inputs.shape)} came"
             )
         records = inputs.detach().cpu().contiguous()
-        size = self._batch
-        found = [self._recalled(records[at : at + size]) for at in range(0, len(records), size)]
+        rows = records.to(said.dtype).flatten(1)
+        wrong = ~torch.isfinite(rows).all(1)
+        if bool(wrong.any()):
+            raise EndpointRefused(
+                f"finite numbers that {str(said.dtype).removeprefix('torch.')} takes expected, record "
+                f"{int(wrong.nonzero()[0])} holds another; nothing was sent",
+                status=422,
+            )
+        least = -math.inf if said.low is None else said.low
+        most = math.inf if said.high is None else said.high
+        wrong = ((rows < least) | (rows > most)).any(1)
+        if bool(wrong.any()):
+            at = int(wrong.nonzero()[0])
+            low, high = (float(one) for one in torch.aminmax(rows[at]))
+            raise EndpointRefused(
+                f"numbers from {said.low} to {said.high} expected, record {at} holds {low:g} to {high:g}; nothing was sent",
+                status=422,
+            )
+        return records
+
+    def _answers(self, inputs: Tensor) -> Tensor:
+        records, size, found, said = (
+            self._checked_records(inputs),
+            self._batch,
+            [],
+            time.monotonic(),
+        )
+        for at in range(0, len(records), size):
+            so_far = f"{at} of {len(records)} answered"
+            if time.monotonic() > said + _OFTEN:
+                self._told(so_far)
+                said = time.monotonic()
+            found.append(self._recalled(records[at : at + size], so_far))
         if len(found) == 1:
             return found[0]
         return torch.cat(found) if found else self._empty()
@@ -259,15 +310,16 @@ class Client:
             return torch.empty(0, dtype=torch.int64)
         return torch.empty(0, self.described.classes, dtype=torch.float64)
 
-    def _recalled(self, records: Tensor) -> Tensor:
+    def _recalled(self, records: Tensor, so_far: str) -> Tensor:
         """Answers for a batch, from memory where it has them."""
         if self._memory is None:
-            return self._fetched(records)
+            return self._fetched(records, so_far)
         names = _fingerprints(records)
         known = self._memory.known(names)
-        lacking = [at for at, name in enumerate(names) if name not in known]
+        first = {name: at for at, name in reversed([*enumerate(names)]) if name not in known}
+        lacking = sorted(first.values())  # each of equal ones once
         if lacking:
-            answers = self._fetched(records[lacking])
+            answers = self._fetched(records[lacking], so_far)
             new = {
                 names[at]: row.tobytes() for at, row in zip(lacking, answers.numpy(), strict=True)
             }
@@ -277,7 +329,7 @@ class Client:
         rows = np.frombuffer(bytearray().join(known[name] for name in names), empty.numpy().dtype)
         return torch.from_numpy(rows).reshape(len(names), *empty.shape[1:])
 
-    def _fetched(self, records: Tensor) -> Tensor:
+    def _fetched(self, records: Tensor, so_far: str) -> Tensor:
         """Answers for a batch, from the endpoint."""
         if records.dtype == torch.float32:
             kind, body = _RAW, records.numpy().astype("<f4", copy=False).tobytes()
@@ -285,7 +337,9 @@ class Client:
             kind, body = _JSON, json.dumps({"inputs": records.tolist()}).encode()
         count, classes = len(records), self.described.classes
         limit = max(_TEXT, 40 * count * classes)
-        kind, data = self._once_more("POST", "/predict", body, kind, limit=limit, records=count)
+        kind, data = self._once_more(
+            "POST", "/predict", body, kind, limit=limit, records=count, so_far=so_far
+        )
         return self._checked(kind, data, count)
 
     def _checked(self, kind: str, data: bytes, count: int) -> Tensor:
@@ -316,11 +370,13 @@ class Client:
         return values
 
     def _once_more(
-        self, method: str, route: str, body: bytes | None = None, kind: str | None = None, *, limit: int, records: int = 0
+        self, method: str, route: str, body: bytes | None = None, kind: str | None = None, *, limit: int, records: int = 0,
+        so_far: str = "",
     ) -> tuple[str, bytes]:  # fmt: skip
         """A request, tried again where that may help."""
         failed, waited = 0, 0.0
         while True:
+            limited = False
             with self._lock:
                 self.asked += records
             try:
@@ -346,7 +402,8 @@ class Client:
                         if status == 429:
                             raise EndpointRefused(f"{self.url}{route}: {why}", status=status)
                         failed = self._retries
-                failed -= status == 429  # that wait is no failure
+                limited = status == 429
+                failed -= limited  # that wait is no failure
             failed += 1
             if failed > self._retries:
                 raise EndpointUnreachable(
@@ -358,6 +415,9 @@ class Client:
                 with self._lock:
                     wait *= 0.5 + 0.5 * float(self._coins.unit(1)[0])
             waited += wait
+            if wait >= 1:
+                reason = "the key's rate" if limited else why
+                self._told(f"waiting {wait:.0f} s: {reason}{so_far and f'; {so_far}'}")
             time.sleep(wait)
 
 
@@ -371,7 +431,8 @@ class _Line:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
-        except ValueError:
+            (host or "").encode("idna")
+        except ValueError:  # of labels that are too long, too
             host = port = None
             parts = urlsplit("")
         plain = url.isascii() and url.isprintable() and " " not in url
@@ -385,6 +446,7 @@ class _Line:
             raise ConfigError(f"a URL like http://127.0.0.1:8000 expected, {url!r} came")
         self._host, self._port, self._path = host, port, parts.path.rstrip("/")
         self._timeout, self._idle, self._closed = timeout, list[http.client.HTTPConnection](), False
+        self._answered = False
         self._tls = _context(ca) if parts.scheme == "https" else None
         if ca is not None and self._tls is None:
             raise ConfigError(
@@ -417,18 +479,29 @@ class _Line:
             raise EndpointUnreachable(
                 f"{self._host}: its certificate is not to be trusted ({error.verify_message}): give the authority's as ca"
             ) from error
+        except ssl.SSLError as error:
+            if not self._answered and error.reason in _NO_TLS:
+                raise EndpointUnreachable(
+                    f"{self._host} does not answer in TLS ({error.reason}): is it http?"
+                ) from error
+            raise _Lost(f"{type(error).__name__} {error}") from error
         except TimeoutError:
             raise _Lost(f"nothing, or not all, came in {self._timeout:g} s") from None
         except (OSError, http.client.RemoteDisconnected, http.client.IncompleteRead) as error:
             stale = kept and isinstance(error, ConnectionError)
-            raise _Lost(f"{type(error).__name__} {error}".strip(), stale=stale) from error
+            ended = isinstance(error, ConnectionResetError)
+            hint = ": is it https?" if ended and not self._answered and self._tls is None else ""
+            raise _Lost(f"{type(error).__name__} {error}".strip() + hint, stale=stale) from error
         except (http.client.HTTPException, ValueError) as error:
+            # A server of TLS says in TLS that it was not spoken to in TLS.
+            hint = ": is it https?" if "\x15\x03" in str(error) else ""
             raise EndpointJunk(
-                f"{route}: an answer of HTTP expected, {type(error).__name__} came"
+                f"{route}: an answer of HTTP expected, {type(error).__name__} came{hint}"
             ) from error
         finally:
             if not whole or self._closed:
                 line.close()
+        self._answered = True
         if not self._closed:
             self._idle.append(line)
         return answer
@@ -598,7 +671,7 @@ def _fingerprints(records: Tensor) -> list[bytes]:
     """SHA-256 of each record's type and bytes."""
     begun = hashlib.sha256(f"{records.dtype}\n".encode())
     found = []
-    for row in records.numpy().reshape(len(records), -1):
+    for row in records.flatten(1).numpy():
         one = begun.copy()
         one.update(row.data)
         found.append(one.digest())

@@ -4,7 +4,8 @@ A ledger is one SQLite file. It holds, for every name, the records spent and the
 once, under which an endpoint names its model. A charge looks at both limits and is committed in one transaction, before
 the model is asked. It is never undone, whatever happens to the answer: an answer that was not paid for could have been read.
 
-Several processes may serve from one file: a transaction takes the write lock before it reads.
+Several processes may serve from one file: a transaction takes the write lock before it reads. Another process that holds
+it is waited for in short turns, for as long as the caller has patience; what has been spent is read without waiting for it.
 
 A committed charge survives a process that is killed. It survives a power loss too where `durable` is set, at the cost of
 a sync to disk a request; otherwise the last charges before the loss may be gone.
@@ -25,6 +26,7 @@ from tacit.core.coins import Coins
 from tacit.core.errors import BudgetExhausted, OutputError, StoreError
 from tacit.core.files import make_folder
 
+_TURN = 0.05  # seconds that the lock is waited for at a time
 _FORMAT = 1  # in the file's user_version
 _TABLES = """
 CREATE TABLE IF NOT EXISTS accounts (name TEXT PRIMARY KEY, spent INTEGER NOT NULL, tokens REAL, at REAL) WITHOUT ROWID;
@@ -43,6 +45,10 @@ class Account:
 
     spent: int = 0
     tokens: float | None = None
+
+
+class LedgerBusy(StoreError):
+    """Another process writes, for longer than there was patience; nothing was charged."""
 
 
 class Ledger:
@@ -66,6 +72,7 @@ class Ledger:
     ) -> None:  # fmt: skip
         self.durable = durable
         self._clock, self._lock, self._place = clock, threading.Lock(), path or ":memory:"
+        self._patience, self._reading = patience, self._lock
         if path is not None:
             make_folder(path.parent, private=True)
             try:
@@ -94,13 +101,23 @@ class Ledger:
                     "INSERT OR IGNORE INTO salt VALUES (1, ?)", (Coins("ledger").bytes(32),)
                 )
                 (self.salt,) = self._base.execute("SELECT value FROM salt").fetchone()
+                turn = min(_TURN, patience)
+                self._base.execute(f"PRAGMA busy_timeout = {int(1000 * turn)}")
+                self._reader = self._base
+                if path is not None:
+                    self._reader = sqlite3.connect(
+                        path, timeout=turn, isolation_level=None, check_same_thread=False
+                    )
+                    self._reader.execute("PRAGMA query_only = ON")
+                    self._reading = threading.Lock()
         except BaseException:
             if hasattr(self, "_base"):
                 self._base.close()
             raise
 
     def charge(
-        self, name: str, records: int, *, budget: int | None = None, rate: float | None = None, burst: int | None = None
+        self, name: str, records: int, *, budget: int | None = None, rate: float | None = None, burst: int | None = None,
+        patience: float | None = None,
     ) -> float:  # fmt: skip
         """Count records against a name's limits; committed when this returns.
 
@@ -110,6 +127,7 @@ class Ledger:
             budget: records that it may ask about in all; None for no limit.
             rate: records a minute; None for no limit.
             burst: records that the bucket holds when full; needed with a rate.
+            patience: seconds to wait for another process that writes; None for those of the ledger.
 
         Returns:
             0 where they were charged. Else nothing was, and this is the seconds after which the bucket holds enough;
@@ -117,9 +135,21 @@ class Ledger:
 
         Raises:
             BudgetExhausted: they would exceed the budget; nothing was charged.
+            LedgerBusy: another process writes.
             StoreError: the file cannot be written; nothing was charged.
         """
-        with self._lock, self._reported():
+        end = time.monotonic() + (self._patience if patience is None else patience)
+        while True:
+            try:
+                return self._charge(name, records, budget, rate, burst)
+            except LedgerBusy:
+                if time.monotonic() >= end:
+                    raise
+
+    def _charge(
+        self, name: str, records: int, budget: int | None, rate: float | None, burst: int | None
+    ) -> float:
+        with self._lock, self._reported():  # for a turn: others wait behind this lock
             self._base.execute("BEGIN IMMEDIATE")
             try:
                 now = self._clock()
@@ -156,8 +186,8 @@ class Ledger:
         Raises:
             StoreError: the file cannot be read.
         """
-        with self._lock, self._reported():
-            found = self._base.execute(
+        with self._reading, self._reported():
+            found = self._reader.execute(
                 "SELECT spent, tokens FROM accounts WHERE name = ?", (name,)
             ).fetchone()
         return Account(*found) if found else Account()
@@ -166,12 +196,15 @@ class Ledger:
         """Let go of the file."""
         with self._lock:
             self._base.close()
+        with self._reading:
+            self._reader.close()
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise StoreError(
+            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            raise (LedgerBusy if busy else StoreError)(
                 f"the ledger {self._place} cannot be used ({error}): free space, repair it, or give another"
             ) from error

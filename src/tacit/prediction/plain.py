@@ -54,7 +54,12 @@ import torch
 from torch import Tensor, nn
 
 from tacit.core.coins import Coins
-from tacit.core.errors import ConfigError, EndpointError, EndpointRefused, UnknownName
+from tacit.core.errors import (
+    ConfigError,
+    EndpointError,
+    EndpointRefused,
+    UnknownName,
+)
 from tacit.core.files import write_file
 from tacit.nn.policies import EVERYTHING, Policy
 from tacit.nn.spec import save_model
@@ -62,6 +67,9 @@ from tacit.nn.spec import save_model
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _POLICY = tuple(one.name for one in fields(Policy))
+#: Beyond these a setting could be kept and every request fail: a double counts to 2^53, SQLite to 2^63, and logits that are
+#: divided by next to nothing are infinite.
+_WHOLE, _SLOWEST, _FASTEST, _COLDEST, _HOTTEST = 1 << 53, 1e-6, 1e9, 1e-6, 1e6
 
 
 class RateLimited(EndpointRefused):
@@ -90,11 +98,11 @@ class AccessPolicy:
         policy: what is taken from its answers.
         download: whether it may have the model itself.
         budget: records that it may ask about, ever; None for no limit.
-        rate: records a minute; None for no limit.
+        rate: records a minute, 1e-6 to 1e9; None for no limit.
         burst: records at once after a pause; None for a minute's worth.
 
     Raises:
-        ConfigError: a setting is out of range.
+        ConfigError: a setting is out of range; a temperature is not from 1e-6 to 1e6.
     """
 
     name: str
@@ -109,13 +117,21 @@ class AccessPolicy:
             raise ConfigError(
                 f"a name of 1 to 64 letters, digits and ._- expected for a key, {self.name!r} came"
             )
-        if self.budget is not None and (isinstance(self.budget, bool) or self.budget < 0):
-            raise ConfigError(f"a budget of 0 records or more expected, {self.budget} came")
-        if self.rate is not None and not 0 < self.rate < math.inf:
-            raise ConfigError(f"a rate above 0 records a minute expected, {self.rate} came")
-        if self.burst is not None and (self.rate is None or self.burst < 1):
+        if self.budget is not None and (
+            isinstance(self.budget, bool) or not 0 <= self.budget < _WHOLE
+        ):
+            raise ConfigError(f"a budget of 0 to 2^53 - 1 records expected, {self.budget} came")
+        if self.rate is not None and not _SLOWEST <= self.rate <= _FASTEST:
             raise ConfigError(
-                f"a burst of at least 1 record, with a rate, expected, {self.burst} came"
+                f"a rate of {_SLOWEST:g} to {_FASTEST:g} records a minute expected, {self.rate} came"
+            )
+        if self.burst is not None and (self.rate is None or not 1 <= self.burst < _WHOLE):
+            raise ConfigError(
+                f"a burst of 1 to 2^53 - 1 records, with a rate, expected, {self.burst} came"
+            )
+        if not _COLDEST <= self.policy.temperature <= _HOTTEST:
+            raise ConfigError(
+                f"a temperature of {_COLDEST:g} to {_HOTTEST:g} expected, {self.policy.temperature} came"
             )
 
     @property
@@ -130,7 +146,8 @@ class Accounts(Protocol):
     salt: bytes
 
     def charge(
-        self, name: str, records: int, *, budget: int | None = None, rate: float | None = None, burst: int | None = None
+        self, name: str, records: int, *, budget: int | None = None, rate: float | None = None, burst: int | None = None,
+        patience: float | None = None,
     ) -> float:  # fmt: skip
         """Charge records; 0, or nothing was charged and this is the seconds to wait. BudgetExhausted is raised."""
         ...
@@ -159,6 +176,12 @@ class Keys:
         named = [access.name for access in self.policies]
         if len(set(named)) < len(named):
             raise ConfigError(f"keys of different names expected, {', '.join(sorted(named))} came")
+        of: dict[bytes, str] = {}
+        for digest, access in self.entries:
+            if (other := of.setdefault(digest, access.name)) != access.name:
+                raise ConfigError(
+                    f"a key for each name expected, {other} and {access.name} have one sha256: make another for one of them"
+                )
 
     @property
     def policies(self) -> tuple[AccessPolicy, ...]:
@@ -166,14 +189,14 @@ class Keys:
         return (*(access for _, access in self.entries), *([self.anyone] if self.anyone else []))
 
     def admit(self, key: str | None) -> AccessPolicy:
-        """What the holder of a key may do.
+        """What the holder of a key may do. Where nobody has one and anyone may ask, any key is taken.
 
         Raises:
             EndpointRefused: there is no such key, or none came and one is needed (status 401).
         """
+        if (key is None or not self.entries) and self.anyone is not None:
+            return self.anyone
         if key is None:
-            if self.anyone is not None:
-                return self.anyone
             raise EndpointRefused(
                 "a key expected in the header Authorization: Bearer KEY", status=401
             )
@@ -326,8 +349,10 @@ class Limits:
                 f"batches of at least 1 record and number expected, {self.batch} and {self.numbers} came"
             )
         low, high = self.low, self.high
-        if (low is not None and math.isnan(low)) or (high is not None and math.isnan(high)):
-            raise ConfigError("numbers expected as the range of a record, NaN came")
+        if not all(one is None or math.isfinite(one) for one in (low, high)):
+            raise ConfigError(
+                f"finite numbers, or none, expected as the range of a record, {low} to {high} came"
+            )
         if low is not None and high is not None and low >= high:
             raise ConfigError(f"a range with low below high expected, {low} to {high} came")
 
@@ -411,12 +436,15 @@ class Service:
                 status=413,
             )
 
-    def predict(self, access: AccessPolicy, inputs: Tensor) -> Tensor:
+    def predict(
+        self, access: AccessPolicy, inputs: Tensor, *, patience: float | None = None
+    ) -> Tensor:
         """What the policy leaves of the model's answers.
 
         Args:
             access: of whoever asks.
             inputs: (n, *input_shape) floats on the CPU.
+            patience: seconds to wait for another process that charges; None for those of the ledger.
 
         Returns:
             (n, classes) float64; or (n,) int64 labels where the policy gives labels only.
@@ -430,8 +458,8 @@ class Service:
         """
         records = self._checked(access, inputs)
         wait = self._ledger.charge(
-            access.name, len(records), budget=access.budget, rate=access.rate, burst=access.at_once
-        )
+            access.name, len(records), budget=access.budget, rate=access.rate, burst=access.at_once, patience=patience
+        )  # fmt: skip
         if wait:
             raise RateLimited(
                 f"at most {access.rate:g} records a minute for this key: {len(records)} would be answered after "
@@ -509,6 +537,8 @@ class Service:
         # Of log-probabilities some may be minus infinity; NaN is the greatest of any row that holds one.
         if not bool(torch.isfinite(logits.amax(1)).all()):
             raise ModelError("the model answered with what is no number")
+        if not bool(torch.isfinite(answers).all()):
+            raise ModelError("what the policy leaves of the model's answer is no number")
         return answers.argmax(1) if policy.labels_only else answers
 
     def _count_classes(self) -> int:

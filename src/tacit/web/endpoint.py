@@ -25,11 +25,14 @@ status  type                                        status  type
 413     ``TooLarge``: the body, or the batch        503     ``Overloaded``, ``Unavailable``: until ``Retry-After``
 ======  ==========================================  ======  ===========================================================
 
-A body is refused by its declared length before it is read, and while it is read. Requests that wait are bounded, and so are
-the bytes of theirs that are held. The audit log gets a line a request, without inputs, answers or keys.
+A body is refused by its declared length before it is read, and while it is read. Connections are bounded, requests whose
+bodies come, those that wait for an answer, and the bytes that are held; where there are several keys, one gets at most half
+of each of the last three. The audit log gets a line for each request whose headers came whole, without inputs, answers or
+keys.
 
 Small requests are answered where they are read; those that take longer than `INLINE` seconds, going by earlier ones of their
-size, in a thread, so that the server goes on listening.
+size, and those that have to wait for another process to charge, in a thread, so that the server goes on listening. One who
+does not read an answer is dropped when less than `SLOWEST` bytes go in three times the seconds in which headers must come.
 """
 
 from __future__ import annotations
@@ -41,13 +44,14 @@ import ssl
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from socket import socket
+from socket import SO_SNDBUF, SOL_SOCKET, socket
 from typing import Any, TextIO
 
 import numpy as np
@@ -68,14 +72,30 @@ from tacit.core.errors import (
     OutputError,
     StoreError,
 )
+from tacit.prediction.ledger import LedgerBusy
 from tacit.prediction.plain import AccessPolicy, ModelError, RateLimited, Service
 from tacit.web.openapi import document
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 JSON, RAW = "application/json", "application/octet-stream"
 #: Seconds that a request may take where it is read.
 INLINE = 0.003
-#: Bytes of a request's line and headers, at most.
+#: Seconds that another process which charges is waited for there.
+INLINE_PATIENCE = 0.05
+#: Bytes of a request's line and headers, at most; and of what follows the last chunk of a body.
 HEAD = 1 << 15
+#: Seconds that a connection is kept without a request.
+KEPT = 15
+#: Bytes that must go to one who reads, in each three periods in which headers must have come.
+SLOWEST = 1 << 15
+#: Bytes that the system holds for one who reads; Linux takes twice as many.
+SENDING = 1 << 17
+#: Connections, where the system allows twice as many files.
+CONNECTIONS = 512
 #: Bytes of a number in JSON with its comma, brackets and blanks, and of what is around them all.
 _NUMBER, _FRAME = 32, 256
 _THREADS = 2
@@ -93,8 +113,9 @@ class Capacity:
 
     Args:
         body: bytes of a request, at most; None for what a batch of the greatest size takes in JSON.
-        waiting: requests that are read, waited for or answered at the same time.
-        held: bytes of their bodies, all together.
+        waiting: requests that are there whole, and wait or are answered, at the same time.
+        reading: requests whose bodies are still to come.
+        held: bytes of bodies, all together.
         seconds: in which a request's headers must have come, and then its body.
 
     Raises:
@@ -103,18 +124,19 @@ class Capacity:
 
     body: int | None = None
     waiting: int = 64
-    held: int = 1 << 28
+    reading: int = 256
+    held: int = 3 << 27
     seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        if (self.body is not None and self.body < 1) or self.waiting < 1 or self.held < 1:
+        if min(1 if self.body is None else self.body, self.waiting, self.reading, self.held) < 1:
             raise ConfigError("limits of at least 1 byte and 1 request expected")
         if not 0 < self.seconds < math.inf:
             raise ConfigError(f"a time above 0 seconds for a request expected, {self.seconds} came")
 
 
 class AuditLog:
-    """A line of JSON a request: time, key's name, route, status, records, milliseconds. Nothing of what was asked.
+    """A line of JSON a request: time, key's name, route, status, records, charged, milliseconds. Nothing of what was asked.
 
     Args:
         path: appended to; its user's alone if it is new.
@@ -134,12 +156,12 @@ class AuditLog:
             ) from error
 
     def write(
-        self, *, key: str | None, route: str, status: int, records: int, milliseconds: float
-    ) -> None:
+        self, *, key: str | None, route: str, status: int, records: int, charged: int, milliseconds: float
+    ) -> None:  # fmt: skip
         """Add a line; it is with the system when this returns."""
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "key": key, "route": route, "status": status,
-            "records": records, "milliseconds": round(milliseconds, 3),
+            "records": records, "charged": charged, "milliseconds": round(milliseconds, 3),
         }  # fmt: skip
         try:
             self._file.write(json.dumps(line) + "\n")
@@ -172,6 +194,7 @@ class _Note:
 
     key: str | None = None
     records: int = 0
+    charged: int = 0
     read: bool = False  # the whole body
 
 
@@ -184,6 +207,9 @@ def application(
         service: the model and its keys.
         log: where requests are told of; None for nowhere.
         capacity: how much is taken on at once.
+
+    Raises:
+        ConfigError: a body may not be as large as one record is in JSON.
     """
     door = _Door(service, log, capacity or Capacity())
     app = Starlette(
@@ -200,6 +226,29 @@ def application(
     return app
 
 
+class _Room:
+    """For so many at once, of whom one key has no more than its share."""
+
+    def __init__(self, most: int, what: str) -> None:
+        self._most, self._what = most, what
+        self._taken: Counter[str] = Counter()
+
+    def enter(self, key: str, *, shared: bool, amount: int = 1) -> None:
+        """Take room, or raise."""
+        own, all_ = self._taken[key], self._taken.total()
+        if all_ + amount > self._most:
+            raise _overloaded(f"{self._what} of other requests leave no room")
+        if shared and own and own + amount > -(-self._most // 2):
+            raise _overloaded(f"{self._what} of this key's other requests fill its share")
+        self._taken[key] += amount
+
+    def leave(self, key: str, amount: int = 1) -> None:
+        """Give it back."""
+        self._taken[key] -= amount
+        if not self._taken[key]:
+            del self._taken[key]
+
+
 Handler = Callable[[Request, _Note], Awaitable[Response]]
 
 
@@ -213,7 +262,14 @@ class _Door:
         self._most = capacity.body or _FRAME + batch * width * _NUMBER
         self._batch = max(1, (self._most - _FRAME) // (width * _NUMBER))
         self._pool = ThreadPoolExecutor(_THREADS, "predict")
-        self._waiting = self._held = 0
+        if self._most < (one := _FRAME + width * _NUMBER):
+            raise ConfigError(
+                f"a body of at least {one} bytes expected, for one record in JSON; {self._most} came"
+            )
+        self._reading = _Room(capacity.reading, "the bodies")
+        self._waiting = _Room(capacity.waiting, "the answers")
+        self._held = _Room(capacity.held, "the bytes")
+        self._stuck = -math.inf
         self._pace: dict[tuple[str, str, int], float] = {}
 
     def told(self, route: str, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
@@ -248,16 +304,20 @@ class _Door:
         asked = _Asked(
             access, kind, JSON if JSON in accept else RAW if RAW in accept else kind, note
         )
-        if self._waiting >= self._capacity.waiting:
-            raise _overloaded(f"{self._waiting} requests wait already")
-        self._waiting += 1
-        body = bytearray()
+        shared, body = len(self._service.keys.policies) > 1, bytearray()
         try:
-            await self._read(request, body, note)
-            return await self._done(asked, body)
+            self._reading.enter(access.name, shared=shared)
+            try:
+                await self._read(request, body, note, access.name, shared)
+            finally:
+                self._reading.leave(access.name)
+            self._waiting.enter(access.name, shared=shared)
+            try:
+                return await self._done(asked, body)
+            finally:
+                self._waiting.leave(access.name)
         finally:
-            self._waiting -= 1
-            self._held -= len(body)
+            self._held.leave(access.name, len(body))
 
     async def model(self, request: Request, note: _Note) -> Response:
         """What the key may know."""
@@ -292,7 +352,9 @@ class _Door:
         note.key = access.name
         return access
 
-    async def _read(self, request: Request, body: bytearray, note: _Note) -> None:
+    async def _read(
+        self, request: Request, body: bytearray, note: _Note, key: str, shared: bool
+    ) -> None:
         """Read a body; what it holds of memory counts for all requests together."""
         most, declared = self._most, request.headers.get("content-length")
         if declared is not None and int(declared) > most:  # the parser has seen that it is a number
@@ -300,8 +362,8 @@ class _Door:
                 413,
                 f"a body of at most {most} bytes expected, {declared} declared: send fewer records",
             )
-        if self._held + int(declared or 0) > self._capacity.held:
-            raise _overloaded("the bodies of other requests fill the memory that is set aside")
+        self._held.enter(key, shared=shared, amount=int(declared or 0))  # whether it would fit
+        self._held.leave(key, int(declared or 0))
         more = True
         try:
             async with asyncio.timeout(self._capacity.seconds):
@@ -315,12 +377,8 @@ class _Door:
                         raise _Refusal(
                             413, f"a body of at most {most} bytes expected: send fewer records"
                         )
-                    if self._held + len(part) > self._capacity.held:
-                        raise _overloaded(
-                            "the bodies of other requests fill the memory that is set aside"
-                        )
+                    self._held.enter(key, shared=shared, amount=len(part))
                     body += part
-                    self._held += len(part)
         except TimeoutError:
             raise _Refusal(
                 408,
@@ -331,11 +389,16 @@ class _Door:
         """The answer, made here where that takes no time, by earlier requests of this size."""
         size = asked.kind, asked.wanted, len(body).bit_length()
         usual = self._pace.get(size, math.inf)
-        work = partial(_timed, asked, self._service, body)
-        if usual < INLINE:
-            response, took = work()
-        else:
-            response, took = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        work, loop = partial(_timed, asked, self._service, body), asyncio.get_running_loop()
+        found: tuple[Response, float] | None = None
+        if usual < INLINE and loop.time() >= self._stuck:
+            try:
+                found = work(INLINE_PATIENCE)
+            except LedgerBusy:  # nothing was charged
+                self._stuck = loop.time() + 1
+        if found is None:
+            found = await loop.run_in_executor(self._pool, work)
+        response, took = found
         # Falls at once and rises slowly: a machine that is busy with other things makes no request a slow one.
         self._pace[size] = took if took < usual else 0.9 * usual + 0.1 * min(took, 4 * usual)
         return response
@@ -364,8 +427,8 @@ class _Door:
         if self._log is not None:
             spent = 1000 * (time.perf_counter() - start)
             self._log.write(
-                key=note.key, route=route, status=status, records=note.records, milliseconds=spent
-            )
+                key=note.key, route=route, status=status, records=note.records, charged=note.charged, milliseconds=spent
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,10 +440,15 @@ class _Asked:
     wanted: str
     note: _Note
 
-    def answer(self, service: Service, body: bytearray) -> Response:
+    def answer(self, service: Service, body: bytearray, patience: float | None = None) -> Response:
         inputs = (_raw if self.kind == RAW else _parsed)(service, self.access, body)
         self.note.records = len(inputs)
-        answers = service.predict(self.access, inputs)
+        try:
+            answers = service.predict(self.access, inputs, patience=patience)
+        except ModelError:
+            self.note.charged = len(inputs)
+            raise
+        self.note.charged = len(inputs)
         if self.wanted == RAW:
             little = answers.numpy().astype(
                 "<i8" if answers.dtype == torch.int64 else "<f8", copy=False
@@ -390,9 +458,11 @@ class _Asked:
         return _json({name: answers.tolist(), "classes": service.classes})
 
 
-def _timed(asked: _Asked, service: Service, body: bytearray) -> tuple[Response, float]:
+def _timed(
+    asked: _Asked, service: Service, body: bytearray, patience: float | None = None
+) -> tuple[Response, float]:
     start = time.perf_counter()
-    return asked.answer(service, body), time.perf_counter() - start
+    return asked.answer(service, body, patience), time.perf_counter() - start
 
 
 def _raw(service: Service, access: AccessPolicy, body: bytearray) -> Tensor:
@@ -463,7 +533,8 @@ def _refused(error: Exception) -> Response:
             status, kind, text, headers = error.status, error.kind, str(error), error.headers
         case RateLimited():
             status, kind, text = 429, "RateLimited", str(error)
-            headers = {"retry-after": str(math.ceil(error.retry_after))}
+            if math.isfinite(error.retry_after):
+                headers = {"retry-after": str(math.ceil(error.retry_after))}
         case BudgetExhausted():
             status, kind, text = 429, "BudgetExhausted", str(error)
         case EndpointRefused():
@@ -503,21 +574,62 @@ def _overloaded(why: str) -> _Refusal:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with an end to the patience for headers that do not come or do not end."""
+    """uvicorn's, with an end to connections, and to the patience for headers and for who does not read."""
 
     _seconds = 10.0
-    _size = 0
+    _connections = CONNECTIONS
+    _size, _unread = 0, math.inf
+    _in_body = False  # between the end of the headers and that of the body
+    _heard = False  # some of a body, in these data
     _patience: asyncio.TimerHandle | None = None
+    _reader: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to wait."""
+        """Begin to wait, or end it at once where there are too many."""
+        if len(self.connections) >= self._connections:
+            self.transport = transport
+            transport.abort()
+            return
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=1)  # so that anything unread is told of
+        # The system's own buffer would grow to megabytes, of which nobody could tell whether they are read.
+        transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_SNDBUF, SENDING)
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
         self._wait_no_more()
+        self._read_it()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """An answer is not read."""
+        super().pause_writing()
+        self._unread = math.inf  # until it was looked at: uvloop does not count it yet
+        self._reader = self.loop.call_later(3 * self._seconds, self._look)
+
+    def resume_writing(self) -> None:
+        """It was."""
+        super().resume_writing()
+        self._read_it()
+
+    def _read_it(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+
+    def _look(self) -> None:
+        """Go on where something was read; else drop the connection with what it was to get."""
+        left = self.transport.get_write_buffer_size()
+        if left > self._unread - SLOWEST:
+            self._reader = None
+            self.transport.abort()
+            return
+        self._unread = left
+        self._reader = self.loop.call_later(3 * self._seconds, self._look)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        super()._start_asgi_task(cycle, partial(_while_open, cycle, app))
 
     def data_received(self, data: bytes) -> None:
         """Count what comes before the end of the headers."""
@@ -533,7 +645,31 @@ class _Protocol(HttpToolsProtocol):
             elif len(data) > HEAD + 1 and not self.transport.is_closing():
                 super().data_received(data[HEAD + 1 :])
             return
+        self._heard = False
         super().data_received(data)
+        if self._in_body:
+            self._size = 0 if self._heard else self._size + len(data)
+            if self._size > HEAD:
+                self._refuse(
+                    431,
+                    "HeadersTooLarge",
+                    f"after a body at most {HEAD} bytes of trailers expected",
+                )
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; one that follows a body says nothing here, and is not kept."""
+        if not self._in_body:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Some of a body."""
+        self._heard = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """All of it."""
+        self._in_body = False
+        super().on_message_complete()
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -545,6 +681,7 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Its headers are there."""
         self._wait_no_more()
+        self._in_body, self._size = True, 0
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -567,7 +704,10 @@ class _Protocol(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, status: int, kind: str, text: str) -> None:
-        if not self.transport.is_closing():
+        begun = self.cycle is not None and not self.cycle.response_complete
+        if begun and (self.pipeline or self.cycle.response_started or not self._in_body):
+            self.transport.abort()  # an answer here would be taken for that of another request
+        elif not self.transport.is_closing():
             body = json.dumps({"error": {"type": kind, "message": text}}).encode()
             lines = (
                 f"HTTP/1.1 {status} {kind}",
@@ -576,6 +716,26 @@ class _Protocol(HttpToolsProtocol):
             )
             self.transport.write("\r\n".join([*lines, "connection: close", "", ""]).encode() + body)
             self.transport.close()
+
+
+async def _while_open(cycle: Any, app: Any, scope: Any, receive: Any, send: Any) -> None:
+    """Answer a request; what no connection is left for is dropped without a word."""
+
+    async def sent(message: Any) -> None:
+        while cycle.flow.write_paused and not cycle.transport.is_closing():
+            await cycle.flow.drain()
+        cycle.disconnected |= cycle.transport.is_closing()
+        await send(message)
+
+    await app(scope, receive, sent)
+
+
+def _connections() -> int:
+    """As many as leave as many files again for other things."""
+    if resource is None:
+        return CONNECTIONS
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return CONNECTIONS if files < 0 else max(1, min(CONNECTIONS, files // 2))
 
 
 class _Server(uvicorn.Server):
@@ -609,6 +769,7 @@ def server(
     *,
     tls: tuple[Path, Path] | None = None,
     seconds: float = 10.0,
+    connections: int | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> uvicorn.Server:
     """What runs an application: ``server(app).run(sockets=[bound socket])``, until SIGINT, SIGTERM or ``should_exit``.
@@ -619,12 +780,16 @@ def server(
         app: see `application`.
         tls: certificate and key, see `check_tls`; None for plain HTTP.
         seconds: in which the headers of a request must have come.
+        connections: that are kept at the same time, others are ended at once; None for `CONNECTIONS`, or half the files that
+            the system allows.
         ready: called when connections are taken.
     """
-    http = type("Protocol", (_Protocol,), {"_seconds": seconds})
+    most = _connections() if connections is None else connections
+    http = type("Protocol", (_Protocol,), {"_seconds": seconds, "_connections": most})
     config = uvicorn.Config(
-        app, http=http, loop="auto", ws="none", lifespan="off", log_config=None, access_log=False,
-        server_header=False, proxy_headers=False, timeout_keep_alive=75, timeout_graceful_shutdown=10,
+        app, http=http, loop="auto", ws="none", lifespan="off", log_config=None, log_level="error",
+        access_log=False,  # what others send is no warning of the server's
+        server_header=False, proxy_headers=False, timeout_keep_alive=KEPT, timeout_graceful_shutdown=10,
         ssl_certfile=None if tls is None else tls[0], ssl_keyfile=None if tls is None else tls[1],
     )  # fmt: skip
     return _Server(config, ready)
