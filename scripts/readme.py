@@ -445,6 +445,243 @@ def membership() -> str:
     )
 
 
+RECOGNISERS = {
+    "softmax": "softmax regression",
+    "mlp": "MLP, 3000 units",
+    "dae": "autoencoder, 1000-300",
+}
+INVERSIONS = {
+    "softmax": "softmax regression", "mlp": "MLP, -log p", "mlp-mean-face": "MLP, from the mean face",
+    "mlp-printed-cost": "MLP, 1 - p", "dae": "autoencoder, processed at every step",
+    "dae-every-10-steps": "every 10 steps", "dae-without-process": "never",
+    "extract-then-invert": "softmax regression, extracted first",
+}  # fmt: skip
+ATTRIBUTES = {
+    "adult/marital-status": "Adult, marital status",
+    "adult/race": "Adult, race",
+    "pima/glucose": "Pima, glucose in 3 ranges",
+}
+#: What the reproduction of [1] aims at: (figure, at least or at most, in words).
+AIMS = (
+    ("softmax/seconds", -5.0, "softmax regression in 5 s"), ("mlp/seconds", -60.0, "the MLP in 60 s"),
+    ("dae/seconds", -60.0, "the autoencoder, processed at every step, in 60 s"),
+    ("softmax/reached", 1.0, "confidence 0.99 of all on softmax regression"),
+    ("mlp/reached", 1.0, "confidence 0.99 of all on the MLP"),
+    ("dae/confidence", 0.95, "mean confidence 0.95 on the autoencoder"),
+    ("softmax/reidentified", 0.95, "0.95 known by the judge, softmax regression"),
+    ("dae/reidentified", 0.95, "0.95 known by the judge, autoencoder"),
+    ("mlp/reidentified", 0.80, "0.80 known by the judge, MLP"),
+    ("mlp-mean-face/reidentified", 0.95, "0.95 known by the judge, MLP from the mean face"),
+    *((f"{one}/reidentified_by_correlation", 0.95, f"0.95 by training means, {one}") for one in RECOGNISERS),
+)  # fmt: skip
+INFERENCES = {
+    "most-frequent": "the most frequent value", "without-model": "population, no model",
+    "probability": "the label's probability", "confusion": "confusion matrix",
+}  # fmt: skip
+
+
+def _here(figures: dict[str, dict[str, Any]], name: str) -> str:
+    return f"{figures[name]['here']:.3f}" if name in figures else "—"
+
+
+def _said_if_measured(figures: dict[str, dict[str, Any]], name: str) -> str:
+    return _said(figures, name) if name in figures else "—"
+
+
+def _seconds(figure: dict[str, Any]) -> str:
+    worked = figure["settings"].get("processor_seconds")
+    return f"{figure['here']:.1f}" + (f" ({sum(worked) / len(worked):.1f})" if worked else "")
+
+
+def _inverted(figures: dict[str, dict[str, Any]]) -> str:
+    def plain(name: str, form: str) -> str:
+        return format(figures[f"att-faces/{name}"]["here"], form)
+
+    rows = [
+        [
+            title, _seconds(figures[f"att-faces/{name}/seconds"]), plain(f"{name}/reached", ".3f"),
+            plain(f"{name}/confidence", ".3f"),
+            *(
+                f"{_said_if_measured(figures, f'att-faces/{name}/{of}')} ({_here(figures, f'att-faces/{name}/{beside}')})"
+                for of, beside in (
+                    ("reidentified", "reidentified_clamped"),
+                    ("reidentified_by_plain_judge", "reidentified_by_plain_judge_clamped"),
+                    ("reidentified_by_validation_means", "reidentified_by_correlation"),
+                )
+            ),
+            f"{plain(f'{name}/ssim', '.2f')} ({plain(f'{name}/other_ssim', '.2f')})",
+        ]
+        for name, title in INVERSIONS.items()
+    ]  # fmt: skip
+    head = [
+        "inverted", "seconds, 40 faces (of processor)", "confidence 0.99 reached", "confidence", "judge (values cut)",
+        "plain judge (cut)", "nearest mean of unseen images (of training images)", "SSIM (next person)",
+    ]  # fmt: skip
+    return _table(head, rows)
+
+
+def inversion() -> str:
+    """All of results/reproduce-1.json: recognisers, inversions, queries, rounding, attributes."""
+    result = _result("reproduce-1")
+    figures = {f["name"]: f for f in result["figures"]}
+
+    def plain(name: str, form: str) -> str:
+        return format(figures[f"att-faces/{name}"]["here"], form)
+
+    errors = [
+        [title, _said(figures, f"att-faces/{name}/validation-error")]
+        for name, title in RECOGNISERS.items()
+    ]
+    extracted = (
+        f"Extract, then invert: {figures['att-faces/extract-then-invert/queries']['here']:,.0f} queries for all people, "
+        f"total variation {plain('extract-then-invert/total_variation', '.1g')}; images differ from the white box's by at "
+        f"most {plain('extract-then-invert/largest_difference', '.1g')}. In seconds: extraction "
+        f"{_here(figures, 'att-faces/extract-then-invert/extraction_seconds')}, inversion of the target as a white box, in "
+        f"float64, {_here(figures, 'att-faces/extract-then-invert/white_box_seconds')}."
+    )
+    judges = [
+        [
+            f"{title}, {size}",
+            _said_if_measured(figures, f"att-faces/{stem}{judge}/accuracy-on-faces"),
+            _here(figures, f"att-faces/{stem}{judge}/accuracy"),
+        ]
+        for stem, size in (("", "112 x 92"), ("small/", "28 x 23"))
+        for judge, title in (("judge", "judge"), ("plain-judge", "plain judge"))
+    ]
+    missed = [
+        f"{said} ({here:.3g})"
+        for name, aim, said in AIMS
+        if (here := figures[f"att-faces/{name}"]["here"]) * (1 if aim > 0 else -1) < aim
+    ]
+    aims = f"Of {len(AIMS)} aims set beforehand, missed: {'; '.join(missed) or 'none'}."
+    asked = [
+        [
+            title, plain(f"{name}/queries_a_face", ",.0f"), plain(f"{name}/confidence", ".3f"),
+            *(
+                _said_if_measured(figures, f"att-faces/{name}/reidentified{by}")
+                for by in ("", "_by_plain_judge", "_by_validation_means", "_by_correlation")
+            ),
+        ]
+        for name, title in (
+            ("black-box/numeric", "numeric gradients"), ("black-box/spsa", "SPSA"),
+            *((f"rounding/{r}", f"numeric, rounded to {r}") for r in ("1e-05", "0.001", "0.005", "0.01", "0.05", "0.1")),
+        )
+    ]  # fmt: skip
+    hidden = [
+        [
+            f"{title}: {how}",
+            *(
+                _said_if_measured(figures, f"{name}/{method}/{of}")
+                for of in ("members/accuracy", "nonmembers/accuracy", "gap", "gap_beyond_base_rate")
+            ),
+        ]
+        for name, title in ATTRIBUTES.items()
+        for method, how in INFERENCES.items()
+    ]
+    known = ["judge", "plain judge", "nearest mean of unseen images", "of training images"]
+    return "\n\n".join(
+        [
+            _table(["recogniser", "validation error"], errors),
+            _inverted(figures),
+            aims,
+            extracted,
+            _table(["judge, images", "knows of unseen photographs", "and of junk"], judges),
+            _table(["images of 28 x 23", "queries a face", "confidence", *known], asked),
+            _table(["attribute", "members", "others", "gap", "gap beyond the base rate"], hidden),
+            _measured_on(result),
+        ]
+    )  # fmt: skip
+
+
+def inversion_brief() -> str:
+    """The inversions of results/reproduce-1.json."""
+    result = _result("reproduce-1")
+    return "\n\n".join([_inverted({f["name"]: f for f in result["figures"]}), _measured_on(result)])
+
+
+FROM_SCORES = {
+    "digits/softmax": "softmax, digits", "digits/softmax-float32": "softmax in float32, digits",
+    "adult-race/softmax": "softmax, Adult by race", "digits/one-vs-rest": "one-vs-rest, digits",
+    "adult-race/one-vs-rest": "one-vs-rest, Adult by race", "wisconsin/logistic": "logistic, Wisconsin",
+    "pima/logistic": "logistic, Pima", "adult/logistic": "logistic, Adult by income",
+    "mushrooms/logistic": "logistic, mushrooms",
+    "digits/softmax/decimals5": "softmax, digits, 5 decimals", "digits/softmax/decimals3": "softmax, digits, 3 decimals",
+    "digits/softmax/decimals2": "softmax, digits, 2 decimals", "adult-race/mlp20/2225": "20 tanh units, Adult by race",
+    "adult-race/mlp20/4450": "20 tanh units, Adult by race", "digits/relu32": "32 ReLU units, digits",
+    "digits/kernel10": "kernel, 10 representers, digits", "digits/kernel20": "kernel, 20 representers, digits",
+}  # fmt: skip
+FROM_LABELS = {
+    "labels/linear/827": "linear, mean of six sets", "labels/linear/413": "linear, mean of six sets",
+    "digits/softmax-labels/65000": "softmax, digits",
+    "digits/softmax-labels/32500": "softmax, digits", "adult-race/mlp20-labels/108200": "20 tanh units, Adult by race",
+    "adult-race/mlp20-labels/54100": "20 tanh units, Adult by race", "mnist/knockoff/2000": "knockoff, MNIST, from scores",
+    "mnist/knockoff-adaptive/2000": "knockoff, adaptive, MNIST, from scores",
+    "mnist/knockoff-labels/2000": "knockoff, MNIST, from labels",
+}  # fmt: skip
+#: Of these README tells.
+BRIEFLY = (
+    "digits/softmax", "adult-race/softmax", "digits/softmax/decimals2", "adult-race/mlp20/2225", "digits/relu32",
+    "digits/kernel20", "labels/linear/413", "digits/softmax-labels/32500", "adult-race/mlp20-labels/54100",
+    "mnist/knockoff-labels/2000",
+)  # fmt: skip
+
+
+def extraction() -> str:
+    """All of results/reproduce-15.json but the single sets of linear models from labels."""
+    return _extracted((*FROM_SCORES, *FROM_LABELS))
+
+
+def extraction_brief() -> str:
+    """Some of results/reproduce-15.json."""
+    return _extracted(BRIEFLY)
+
+
+def _extracted(names: tuple[str, ...]) -> str:
+    result = _result("reproduce-15")
+    figures = {f["name"]: f for f in result["figures"]}
+
+    def percent(name: str, part: str) -> str:
+        figure = figures.get(f"{name}/{part}")
+        if figure is None:
+            return "—"
+        paper = "" if figure["paper"] is None else f" ({100 * figure['paper']:.4g})"
+        return f"{100 * figure['here']:.2f}{paper}"
+
+    rows = []
+    for name in names:
+        queries, took = figures[f"{name}/queries"], figures[f"{name}/seconds"]
+        apart = figures.get(f"{name}/total_variation")
+        always = figures[f"{name}/agreement_test"]["settings"].get("agreement_of_a_constant")
+        beside = [
+            "" if one["paper"] is None else f" ({one['paper']:{form}})" for one, form in ((queries, ",.0f"), (took, ".3g"))
+        ]  # fmt: skip
+        rows.append(
+            [
+                (FROM_SCORES | FROM_LABELS)[name] + ("" if name in FROM_SCORES or "knockoff" in name else ", from labels"),
+                f"{queries['here']:,.0f}{beside[0]}", percent(name, "agreement_test"),
+                "—" if always is None else f"{100 * sum(always) / len(always):.2f}", percent(name, "agreement_uniform"),
+                "—" if apart is None else f"{apart['here']:.0e}",
+                (f"{took['here']:.1f}" if took["here"] >= 0.1 else "< 0.1") + beside[1], str(took["n"]),
+            ]
+        )  # fmt: skip
+    over = figures["http/digits/softmax/same_as_in_process"]["here"]
+    head = [
+        "target", "queries", "agreement on test records, %", "always one class, %", "on uniform ones, %", "total variation",
+        "seconds of one core", "n",
+    ]  # fmt: skip
+    http = f"{figures['http/digits/softmax/queries']['here']:.0f} queries"
+    told = (
+        f"Over HTTP, {http}: the same weights to the last bit."
+        if over == 1
+        else f"Over HTTP, {http}: other weights."
+    )
+    constant = (
+        "“Always one class” is the agreement on test records of a copy that always names the class that the target names "
+        "most often; what is below it is no copy."
+    )
+    return "\n\n".join([_table(head, rows), constant, told, _measured_on(result)])
+
+
 def curve() -> str:
     """Accuracy against the budget of one value, from results/reproduce-3.json, as a picture."""
     figures = {f["name"]: f for f in _result("reproduce-3")["figures"]}
@@ -520,9 +757,13 @@ def curve() -> str:
 
 PICTURES: dict[str, Callable[[], str]] = {"docs/images/plot-selective-svt.svg": curve}
 TABLES: dict[str, Callable[[], str]] = {
-    "papers": papers, "matrix": matrix, "leakage": leakage, "selective": selective,
+    "papers": papers, "matrix": matrix, "matrix-of-model": matrix_of_model, "leakage": leakage, "selective": selective,
     "secure": secure, "secure-brief": secure_brief, "secagg": secagg, "transport": transport,
     "two-server": two_server, "private": private, "membership": membership, "membership-brief": membership_brief,
+    "inversion": inversion, "inversion-brief": inversion_brief, "extraction": extraction,
+    "extraction-brief": extraction_brief,
+    "bench-extraction": lambda: two_parties("bench-extraction"),
+    "bench-serve": lambda: two_parties("bench-serve"),
     "bench-shadows": lambda: two_parties("bench-shadows"),
     "bench-dp-sgd": lambda: two_parties("bench-dp-sgd"),
     "bench-two-party": lambda: two_parties("bench-two-party"),
@@ -531,6 +772,10 @@ TABLES: dict[str, Callable[[], str]] = {
 _ELSEWHERE = (
     "secure",
     "membership",
+    "inversion",
+    "extraction",
+    "bench-extraction",
+    "bench-serve",
     "bench-shadows",
     "bench-dp-sgd",
     "bench-two-party",
@@ -538,10 +783,13 @@ _ELSEWHERE = (
 )
 PAGES = {
     "README.md": tuple(name for name in TABLES if name not in _ELSEWHERE),
+    "docs/papers/01-model-inversion.md": ("inversion",),
     "docs/papers/03-selective-sgd.md": ("selective",),
     "docs/papers/04-dp-sgd.md": ("private", "bench-dp-sgd"),
     "docs/papers/06-secure-aggregation.md": ("secure", "secagg"),
     "docs/papers/14-membership.md": ("membership", "bench-shadows"),
+    "docs/papers/15-extraction.md": ("extraction", "bench-extraction"),
+    "docs/serve.md": ("bench-serve",),
     "docs/federation.md": ("transport",),
     "docs/two-party.md": ("bench-two-party",),
     "docs/two-server.md": ("two-server", "bench-two-server"),
