@@ -305,23 +305,23 @@ def test_keys_that_are_added_at_the_same_time_are_all_kept(model, monkeypatch, c
 
 def test_models_of_ones_own_are_served(tacit, stands: Stands, tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "own_nets.py").write_text(NETS)
+    (tmp_path / "served_nets.py").write_text(NETS)
     save_file(dict(load_model("model.safetensors").state_dict()), "w.safetensors")
-    served = ("serve", "own_nets:make", "--weights", "w.safetensors", "--input-shape", 4)
+    served = ("serve", "served_nets:make", "--weights", "w.safetensors", "--input-shape", 4)
     code, _, err = tacit(*served, "--port", 0, "--open")
     assert code == 0, err
     assert torch.equal(stands.answers, here())
     stands.asked = torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(1))
-    code, _, err = tacit("serve", "own_nets:half", "--input-shape", "2,2", "--port", 0, "--open")
+    code, _, err = tacit("serve", "served_nets:half", "--input-shape", "2,2", "--port", 0, "--open")
     assert code == 0, err
     assert stands.answers.tolist() == [[0.5, 0.5]] * 3
     stands.asked = RECORDS
-    served = ("serve", "own_nets:shares", "--input-shape", 4, "--port", 0, "--open")
+    served = ("serve", "served_nets:shares", "--input-shape", 4, "--port", 0, "--open")
     code, _, err = tacit(*served, "--gives", "probabilities")
     assert code == 0, err
     assert stands.answers[0].tolist() == pytest.approx([0.125, 0.875])
     code, _, err = tacit(
-        "serve", "own_nets:firsts", "--input-shape", 4, "--port", 0, "--open", "--labels-only", "--gives", "labels",
+        "serve", "served_nets:firsts", "--input-shape", 4, "--port", 0, "--open", "--labels-only", "--gives", "labels",
         "--classes", 3,
     )  # fmt: skip
     assert code == 0, err
@@ -349,7 +349,7 @@ def test_bad_input_ends_with_one_error(tacit, stands: Stands, tmp_path: Path, mo
     (tmp_path / "junk").write_text("junk")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "key.toml").write_text("[keys]\n")
-    (tmp_path / "own_nets.py").write_text(NETS)
+    (tmp_path / "served_nets.py").write_text(NETS)
     save_file({"w": torch.zeros(1)}, "w.safetensors")
     monkeypatch.syspath_prepend(str(tmp_path))
     served = ("serve", "model.safetensors", "--port", 0)
@@ -364,9 +364,9 @@ def test_bad_input_ends_with_one_error(tacit, stands: Stands, tmp_path: Path, mo
         ("serve", "none.safetensors", "--port", 0): "cannot be read as a safetensors file",
         ("serve", "junk.safetensors", "--port", 0): "cannot be read",
         ("serve", "w.safetensors", "--port", 0): "does not describe its model",
-        ("serve", "own_nets:make", "--port", 0): "--input-shape expected",
-        ("serve", "own_nets:make", "--input-shape", "4,x"): "--input-shape like",
-        ("serve", "own_nets:make", "--input-shape", "5", "--port", 0, "--open"): "failed",
+        ("serve", "served_nets:make", "--port", 0): "--input-shape expected",
+        ("serve", "served_nets:make", "--input-shape", "4,x"): "--input-shape like",
+        ("serve", "served_nets:make", "--input-shape", "5", "--port", 0, "--open"): "failed",
         (*served, "--input-shape", "5"): "leave it out",
         (*served, "--tls-cert", "junk"): "expected together",
         (*served, "--tls-cert", "junk", "--tls-key", "junk"): "both PEM",
