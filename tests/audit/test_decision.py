@@ -42,13 +42,14 @@ def report(*rows):
 
 
 def test_the_worst_leak_is_the_largest_above_chance(real):
-    """Against arithmetic written out, for every row of a real report."""
+    """Against arithmetic written out, for every row of a real report; attacks on the model itself do not count."""
     found = choices(real)
     for choice, protection in zip(found, real["protections"], strict=True):
         leaks = {
             attack["title"]: max(0.0, (cell["value"] - cell["chance"]) / (1 - cell["chance"]))
             for attack in real["attacks"]
-            if (cell := protection["cells"][attack["name"]])["value"] is not None
+            if attack["about"] == "records"
+            and (cell := protection["cells"][attack["name"]])["value"] is not None
         }
         assert choice.leak == pytest.approx(max(leaks.values()))
         assert leaks[choice.worst] == choice.leak
