@@ -14,7 +14,6 @@ Ristenpart, CCS 2015.
 
 from __future__ import annotations
 
-import math
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -27,7 +26,7 @@ from tacit.attacks.extraction_knockoff import Knockoff, fit_to
 from tacit.attacks.model_inversion import Cost, Inversion, MIFace
 from tacit.audit.cells import About, Measurement, Trial, pixels
 from tacit.audit.inversion_metrics import class_means, nearest_mean
-from tacit.audit.statistics import clopper_pearson
+from tacit.audit.statistics import clopper_pearson, paired_difference
 from tacit.nn.networks import initialise
 from tacit.nn.stacked import Recipe
 
@@ -63,16 +62,12 @@ def compared(hits: Tensor, others: Tensor) -> Compared:
     Args:
         hits: (n,) bool, whether the attack was right.
         others: (n,) bool, whether what it is compared with was.
-
-    Source: Agresti & Min, Simple improved confidence intervals for comparing matched proportions, 2005: half a record is
-    added to each of the four cells.
     """
-    n = len(hits)
-    more, fewer = int((hits & ~others).sum()) + 0.5, int((~hits & others).sum()) + 0.5
-    middle = (more - fewer) / (n + 2)
-    reach = 1.96 * math.sqrt(max(more + fewer - (more - fewer) ** 2 / (n + 2), 0)) / (n + 2)
+    middle, deviation = paired_difference(
+        int((hits & ~others).sum()), int((~hits & others).sum()), len(hits)
+    )
     chance = float(others.double().mean())
-    low, high = (min(1.0, max(0.0, chance + middle + side * reach)) for side in (-1, 1))
+    low, high = (min(1.0, max(0.0, chance + middle + side * deviation)) for side in (-1.96, 1.96))
     return Compared(float(hits.double().mean()), chance, (low, high))
 
 

@@ -38,7 +38,7 @@ from tacit.audit.inversion_cases import BlackBox, Extracted, Faces, Kind, run_fa
 from tacit.audit.kept import Found, Kept, side_by_side
 from tacit.audit.pictures import contact_sheet
 from tacit.audit.provenance import plain
-from tacit.audit.statistics import clopper_pearson, clustered_interval
+from tacit.audit.statistics import clopper_pearson, clustered_interval, paired_difference
 from tacit.core.files import write_file
 from tacit.nn.data import load
 from tacit.nn.faces import FaceTraining
@@ -417,17 +417,14 @@ def _newcombe(members: Outcome, others: Outcome) -> tuple[float, float]:
 def _paired(members: Outcome, others: Outcome) -> tuple[float, float]:
     """How much more a method adds to the most frequent value for members than for others, and its 95 % reach.
 
-    A record counts 1 where the method alone is right, -1 where the most frequent value alone is, else 0. The variance is
-    with half a record of either kind added, so that a sample without any does not pretend to know.
-
-    Source: Agresti & Min, Statistics in Medicine 2005.
+    A record counts 1 where the method alone is right, -1 where the most frequent value alone is, else 0.
     """
-    added, variance = [], 0.0
-    for one in (members, others):
-        better, worse, n = one["better"] + 0.5, one["worse"] + 0.5, one["records"] + 2
-        added.append((one["better"] - one["worse"]) / one["records"])
-        variance += ((better + worse) / n - ((better - worse) / n) ** 2) / n
-    return added[0] - added[1], 1.96 * math.sqrt(variance)
+    groups = members, others
+    added = [(one["better"] - one["worse"]) / one["records"] for one in groups]
+    deviations = [
+        paired_difference(one["better"], one["worse"], one["records"])[1] for one in groups
+    ]
+    return added[0] - added[1], 1.96 * math.hypot(*deviations)
 
 
 def _rate(name: str, counts: Sequence[tuple[int, int]], said: Mapping[str, object]) -> Figure:
