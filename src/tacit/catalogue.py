@@ -21,6 +21,7 @@ from tacit.audit.cells import ExposureAt, LeakageAt, Plan
 from tacit.audit.compare import Row, Watch
 from tacit.audit.compare import compare as run_compare
 from tacit.audit.federation import TWO_SERVER, Federation
+from tacit.audit.gan_cells import ATTACK, InsiderAt
 from tacit.audit.launch import launch
 from tacit.audit.membership_cells import MembershipFrom, ReferenceModels
 from tacit.audit.model_cells import ExtractionFrom, InversionFrom
@@ -28,6 +29,7 @@ from tacit.audit.train import Setting
 from tacit.audit.train import train as run_train
 from tacit.audit.world import Settings
 from tacit.core.errors import ConfigError, UnknownName
+from tacit.dp.accounting import Accountant
 from tacit.nn.federated import Collaborative, Progress, silent
 from tacit.parties.links.link import Shape
 from tacit.parties.links.tcp import Note, unheard
@@ -37,6 +39,7 @@ from tacit.training.plain import Centralised, FederatedAveraging, FederatedSGD
 from tacit.training.secure_aggregation import Federated, Graph, SecureAggregation
 from tacit.training.selective_sgd import SelectiveSGD
 from tacit.training.two_server import TwoServer
+from tacit.training.user_level_dp import UserLevelDP
 
 Status = Literal["planned", "part", "done"]
 
@@ -96,7 +99,7 @@ PAPERS: tuple[Paper, ...] = (
         module="attacks/gan_insider.py",
         status="part",
         note="Works in Python inside every collaborative scheme: digits are drawn, faces not yet. Planned: figures over "
-        "all digits, a column of the matrix.",
+        "all digits.",
     ),
     Paper(
         number=3,
@@ -349,6 +352,20 @@ def rows(*, quick: bool = False, pace: float = 1.0) -> tuple[Row, ...]:
             paper=6,
         ),
         Row(
+            name="user-level-dp",
+            title="DP of a whole participant, epsilon 8",
+            protection=UserLevelDP(
+                rounds=30,  # of more, each would carry more noise
+                local_steps=10,
+                batch_size=8,
+                learning_rate=0.1 * pace,
+                clip=0.7,
+                epsilon=8.0,
+                delta=1e-4,
+                accountant=Accountant.RDP,  # without sampling close to exact, and at once
+            ),
+        ),
+        Row(
             name="dp-sgd-eps8",
             title="DP-SGD, epsilon 8",
             protection=private_sgd,
@@ -389,6 +406,10 @@ def sabotaged_rows(*, quick: bool = False, pace: float = 1.0) -> tuple[Row, ...]
             "secure-aggregation-dp-sabotaged",
             "Secure aggregation with its masks and noise left out",
         ),
+        "user-level-dp": (
+            "user-level-dp-sabotaged",
+            "DP of a whole participant, its noise left out",
+        ),
         "dp-sgd-eps1": ("dp-sgd-sabotaged", "DP-SGD with its noise and bound left out"),
         "two-server": ("two-server-sabotaged", "Two servers with their masks left out"),
     }
@@ -404,7 +425,10 @@ def sabotaged_rows(*, quick: bool = False, pace: float = 1.0) -> tuple[Row, ...]
         )
         for row in rows(quick=quick, pace=pace)
         if row.name in broken
-        and isinstance(row.protection, (LocalDP, SelectiveSGD, SecureAggregation, DPSGD, TwoServer))
+        and isinstance(
+            row.protection,
+            (LocalDP, SelectiveSGD, SecureAggregation, DPSGD, TwoServer, UserLevelDP),
+        )
     )
 
 
@@ -422,6 +446,7 @@ def plans(*, quick: bool = False) -> tuple[Plan, ...]:
         ExposureAt("participant"),
         LeakageAt("server", leakage),
         LeakageAt("participant", leakage),
+        InsiderAt(replace(ATTACK, start_round=3, steps=15) if quick else ATTACK),
         MembershipFrom(LossThreshold(), "Membership by loss, from scores", "scores"),
         MembershipFrom(shadows, "Membership by shadow models, from scores", "scores"),
         ReferenceModels(LiRA(), "Membership by likelihood ratio, from scores", models),

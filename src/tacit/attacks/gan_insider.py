@@ -28,7 +28,9 @@ nobody can tell. Its generator then finds what the model takes for the target, w
 
 What we changed: batches of more than one; some generated records beside each own batch in place of one class of them;
 `boost`, for schemes that take a mean over many, where the paper's server adds; a generator with batch normalisation, after
-Radford et al. (ICLR 2016), whose images are in (0, 1) like the records.
+Radford et al. (ICLR 2016), whose images are in (0, 1) like the records. For classes of few records, where a generator runs
+in circles or ends in one image: `averaged` parameters (Yazici et al., ICLR 2019), of which half of the injected records
+come, so that the model does not forget what it was shown before; and `spread` (Mao et al., CVPR 2019).
 
 If the generator diverges, the insider goes on as an honest participant, and `Insider.ended` says so: an attack that fails
 is an outcome.
@@ -64,6 +66,7 @@ MakesGenerator = Callable[[torch.Generator], nn.Module]
 
 _JUDGED = 1000
 _NEVER = -1
+_TINY = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +85,12 @@ class GANInsider:
         injected: generated records beside each batch of the local training; 0: a passive insider.
         boost: an update with injected records behind it is multiplied by this. Among many participants the mean makes little
             of one's update, and no size is agreed on; but the server may look at norms, and clips undo it.
+        averaged: the generator that is shown is a moving average of the one that is trained: this share of it stays each
+            round, less in the first rounds; half of the injected records are its own. 0: no average.
+        spread: weight of a loss that is the greater, the less images differ for how much their latent vectors do.
         latent: numbers that an image is made from.
         width: channels before the generator's last layer.
+        smooth: see `tacit.nn.generators.image_generator`.
         network: makes another generator; None for `tacit.nn.generators.image_generator`.
         seed: of the generator's first weights and of all its draws, with the round.
         watched: keep a few images every so many rounds; 0 for none.
@@ -102,8 +109,11 @@ class GANInsider:
     momentum: float = 0.5
     injected: int = 32
     boost: float = 1.0
+    averaged: float = 0.0
+    spread: float = 0.0
     latent: int = 100
     width: int = 32
+    smooth: bool = False
     network: MakesGenerator | None = field(default=None, repr=False)
     seed: int = 0
     watched: int = 0
@@ -123,11 +133,15 @@ class GANInsider:
                 "steps, latent and width from 1, a batch from 2 and injected from 0 expected, got "
                 f"{self.steps}, {self.latent}, {self.width}, {self.batch} and {self.injected}"
             )
-        rates = self.learning_rate, self.boost
-        if not all(0 < rate < math.inf for rate in rates) or not 0 <= self.momentum < 1:
+        rates, shares = (self.learning_rate, self.boost), (self.momentum, self.averaged)
+        if (
+            not all(0 < rate < math.inf for rate in rates)
+            or not all(0 <= share < 1 for share in shares)
+            or not 0 <= self.spread < math.inf
+        ):
             raise ConfigError(
-                "a finite learning_rate and boost above 0 and a momentum in [0, 1) expected, got "
-                f"{self.learning_rate}, {self.boost} and {self.momentum}"
+                "learning_rate and boost above 0, spread from 0, all finite, momentum and averaged in [0, 1) expected, got "
+                f"{self.learning_rate}, {self.boost}, {self.spread}, {self.momentum} and {self.averaged}"
             )
 
     @property
@@ -145,7 +159,9 @@ class GANInsider:
         drawn = self.draws("weights")
         if self.network is not None:
             return self.network(drawn)
-        return image_generator(input_shape, self.latent, self.width, generator=drawn)
+        return image_generator(
+            input_shape, self.latent, self.width, smooth=self.smooth, generator=drawn
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +209,7 @@ class Insider:
         self._honest = honest
         self._discriminator = copy.deepcopy(honest.module).eval().requires_grad_(False)
         self._generator = attack.generator(tuple(honest.inputs.shape[1:]))
+        self._shown = copy.deepcopy(self._generator) if attack.averaged else self._generator
         self._optimiser = torch.optim.Adam(
             self._generator.parameters(),
             lr=attack.learning_rate,
@@ -228,11 +245,14 @@ class Insider:
 
     def samples(self, count: int, *, label: str = "samples") -> Tensor:
         """Images that the generator makes as it stands, (count, *input shape), drawn by the seed and ``label``."""
-        return self._made(max(count, 2), self.attack.draws(label))[:count]
+        return self._made(self._shown, max(count, 2), self.attack.draws(label))[:count]
 
     def export(self) -> bytes:
-        """The generator with its optimiser, and where the attack stands."""
+        """The generator with its average and optimiser, and where the attack stands."""
         held = {"parameters": [p.detach().numpy() for p in self._generator.parameters()]}
+        held["average"] = [
+            p.detach().numpy() for p in self._shown.parameters() if self.attack.averaged
+        ]
         states = self._optimiser.state
         for name in ("exp_avg", "exp_avg_sq"):
             held[name] = [
@@ -255,6 +275,7 @@ class Insider:
         message, parameters = decode(state), list(self._generator.parameters())
         like = [p.detach().numpy() for p in parameters]
         values = message.arrays("parameters", like=like)
+        average = message.arrays("average", like=like if self.attack.averaged else [])
         steps = message.integer("steps", low=0)
         moments = {
             name: message.arrays(name, like=like if steps else [])
@@ -262,6 +283,8 @@ class Insider:
         }
         began, ended = message.integer("began", low=_NEVER), message.text("ended")
         load_parameters(self._generator, values)
+        if self.attack.averaged:
+            load_parameters(self._shown, average)
         self._optimiser.state.clear()
         for at, parameter in enumerate(parameters if steps else ()):
             self._optimiser.state[parameter] = {
@@ -275,8 +298,11 @@ class Insider:
         attack, drawn = self.attack, self.attack.draws("steps", round)
         target = torch.full((attack.batch,), attack.target)
         for _ in range(attack.steps):
-            made = self._generator(latents(attack.batch, attack.latent, drawn))
+            z = latents(attack.batch, attack.latent, drawn)
+            made = self._generator(z)
             loss = F.cross_entropy(self._discriminator(made), target)
+            if attack.spread:
+                loss = loss + attack.spread / (_apart(made) / _apart(z) + _TINY)
             self._optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             if not all(
@@ -285,22 +311,32 @@ class Insider:
                 self.ended = f"round {round}: the generator diverged (loss {loss.item():g})"
                 return math.nan
             self._optimiser.step()
+        if attack.averaged:
+            since = round - (self.began or 0)
+            stays = min(attack.averaged, (1 + since) / (10 + since))
+            pairs = zip(self._shown.parameters(), self._generator.parameters(), strict=True)
+            with torch.no_grad():
+                for shown, trained in pairs:
+                    shown.lerp_(trained, 1 - stays)
         with torch.no_grad():
-            scores = self._discriminator(self._made(attack.batch, drawn))
+            scores = self._discriminator(self._made(self._shown, attack.batch, drawn))
         return float(scores.softmax(1)[:, attack.target].mean())
 
-    def _made(self, count: int, drawn: torch.Generator) -> Tensor:
+    def _made(self, network: nn.Module, count: int, drawn: torch.Generator) -> Tensor:
         with torch.no_grad():
-            made: Tensor = self._generator(latents(count, self.attack.latent, drawn))
+            made: Tensor = network(latents(count, self.attack.latent, drawn))
         return made
 
     def _injected(self, round: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Generated records under the fresh label, for one local step after another."""
         attack, drawn = self.attack, self.attack.draws("injected", round)
         labels = torch.full((attack.injected,), attack.fresh)
+        many = max(attack.injected, attack.batch)
         while True:
-            made = self._made(max(attack.injected, attack.batch), drawn)
-            yield made[: attack.injected], labels
+            made = self._made(self._generator, many, drawn)[: attack.injected]
+            if attack.averaged:
+                made[::2] = self._made(self._shown, many, drawn)[: len(made[::2])]
+            yield made, labels
 
     def _watch(self, round: int, right: float, confidence: float | None) -> None:
         images = None
@@ -370,6 +406,11 @@ def place(task: Task, attacks: Mapping[Role, GANInsider]) -> tuple[Task, dict[Ro
             )
         slots[role] = InsiderSlot(attack)
     return replace(task, instead={**task.instead, **slots}), slots
+
+
+def _apart(batch: Tensor) -> Tensor:
+    """Mean absolute difference of a batch's members and its members in reverse."""
+    return (batch - batch.flip(0)).abs().mean()
 
 
 def _check_room(attack: GANInsider, module: nn.Module, record: Tensor) -> None:
