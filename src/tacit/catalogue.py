@@ -21,7 +21,7 @@ from tacit.audit.cells import ExposureAt, LeakageAt, Plan
 from tacit.audit.compare import Row, Watch
 from tacit.audit.compare import compare as run_compare
 from tacit.audit.federation import TWO_SERVER, Federation
-from tacit.audit.gan_cells import ATTACK, InsiderAt
+from tacit.audit.gan_cells import InsiderAt
 from tacit.audit.launch import launch
 from tacit.audit.membership_cells import MembershipFrom, ReferenceModels
 from tacit.audit.model_cells import ExtractionFrom, InversionFrom
@@ -446,7 +446,7 @@ def plans(*, quick: bool = False) -> tuple[Plan, ...]:
         ExposureAt("participant"),
         LeakageAt("server", leakage),
         LeakageAt("participant", leakage),
-        InsiderAt(replace(ATTACK, start_round=3, steps=15) if quick else ATTACK),
+        InsiderAt(),
         MembershipFrom(LossThreshold(), "Membership by loss, from scores", "scores"),
         MembershipFrom(shadows, "Membership by shadow models, from scores", "scores"),
         ReferenceModels(LiRA(), "Membership by likelihood ratio, from scores", models),

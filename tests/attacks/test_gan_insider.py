@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tacit.nn.networks import mlp
 from tacit.parties.roles import Role, owners
 from tacit.training.plain import FederatedAveraging
 
+AVERAGED = {"averaged": 0.9, "spread": 0.05, "smooth": True}
 ATTACK = GANInsider(
     target=0, fresh=4, start_accuracy=0.0, steps=2, batch=6, injected=3, latent=5, width=4, seed=1
 )
@@ -149,16 +151,55 @@ def test_the_discriminator_is_the_model_of_the_round_and_is_not_changed_by_the_g
 # --- its state
 
 
-def test_its_state_is_the_generator_s_and_a_restored_one_goes_on_to_the_bit(two: Task) -> None:
+@pytest.mark.parametrize("more", [{}, AVERAGED], ids=["", "averaged"])
+def test_its_state_is_the_generator_s_and_a_restored_one_goes_on_to_the_bit(
+    two: Task, more: dict[str, Any]
+) -> None:
     start = parameters_of(two.start)
-    one, other = (Insider(ATTACK, honest_of(two)) for _ in range(2))
+    one, other = (Insider(replace(ATTACK, **more), honest_of(two)) for _ in range(2))
     fresh = other.export()
     one.update(start, 0)
+    one.update(start, 1)
     other.restore(one.export())
-    assert same(one.update(start, 1).arrays, other.update(start, 1).arrays)
+    assert same(one.update(start, 2).arrays, other.update(start, 2).arrays)
     assert torch.equal(one.samples(4), other.samples(4)) and other.began == 0
     other.restore(fresh)
     assert other.began is None and other.export() == fresh
+
+
+def test_what_is_shown_is_a_moving_average_that_makes_half_of_what_is_injected(two: Task) -> None:
+    start = parameters_of(two.start)
+    insider = Insider(replace(ATTACK, averaged=0.5), honest_of(two))
+    by_hand = [p.detach().clone() for p in insider._generator.parameters()]
+    for round in range(8):
+        insider.update(start, round)
+        stays = min(0.5, (1 + round) / (10 + round))
+        trained = insider._generator.parameters()
+        by_hand = [stays * a + (1 - stays) * p.detach() for a, p in zip(by_hand, trained, strict=True)]  # fmt: skip
+    shown = list(insider._shown.parameters())
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(by_hand, shown, strict=True))
+    drawn = insider.attack.draws("injected", 8)
+    made, labels = next(insider._injected(8))
+    with torch.no_grad():
+        own, averaged = (
+            network(latents(ATTACK.batch, ATTACK.latent, drawn))
+            for network in (insider._generator, insider._shown)
+        )
+    assert torch.equal(made[1::2], own[: len(made)][1::2]) and labels.tolist() == [4] * 3
+    assert torch.equal(made[::2], averaged[: len(made[::2])]) and not torch.equal(own, averaged)
+
+
+def test_spread_sets_images_apart(two: Task) -> None:
+    start = parameters_of(two.start)
+
+    def apart(spread: float) -> float:
+        insider = Insider(replace(ATTACK, spread=spread, learning_rate=1e-2), honest_of(two))
+        for round in range(20):
+            insider.update(start, round)
+        made = insider.samples(30)
+        return float((made - made.flip(0)).abs().mean())
+
+    assert apart(1.0) > 1.5 * apart(0.0)
 
 
 def test_a_state_that_is_none_is_refused_and_changes_nothing(two: Task) -> None:
@@ -175,16 +216,21 @@ def test_a_state_that_is_none_is_refused_and_changes_nothing(two: Task) -> None:
 # --- outcomes
 
 
-def test_a_generator_that_diverges_ends_the_attack_and_not_the_run(two: Task) -> None:
+@pytest.mark.parametrize("averaged", [0.0, 0.9])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_generator_that_diverges_ends_the_attack_and_not_the_run(
+    two: Task, steps: int, averaged: float
+) -> None:
     start = parameters_of(two.start)
     # not even its images are finite after a step
-    insider = Insider(replace(ATTACK, learning_rate=1e38, steps=3), honest_of(two))
+    attack = replace(ATTACK, learning_rate=1e38, steps=steps, averaged=averaged)
+    insider = Insider(attack, honest_of(two))
     sent = [insider.update(start, round) for round in (0, 1)]
     assert insider.ended is not None and "diverged" in insider.ended
-    assert not insider.attacking
+    assert not insider.attacking and insider.moments[-1].confidence is None
     honest = honest_of(two)
     assert all(same(s.arrays, honest.update(start, r).arrays) for r, s in enumerate(sent))
-    twin = Insider(ATTACK, honest_of(two))
+    twin = Insider(attack, honest_of(two))
     twin.restore(insider.export())
     assert twin.ended == insider.ended
 
@@ -204,10 +250,23 @@ def test_settings_out_of_range_are_refused() -> None:
     wrong: list[dict[str, object]] = [
         {"target": 4}, {"target": -1}, {"start_accuracy": 1.1}, {"start_round": -1}, {"steps": 0},
         {"batch": 1}, {"injected": -1}, {"learning_rate": 0.0}, {"boost": 0.0}, {"momentum": 1.0}, {"watched": -1},
+        {"averaged": 1.0}, {"averaged": -0.1}, {"spread": -1.0}, {"spread": float("inf")}, {"target": 0.5},
     ]  # fmt: skip
     for one in wrong:
         with pytest.raises(ConfigError, match="expected, got"):
             replace(ATTACK, **one)  # type: ignore[arg-type]
+
+
+def test_a_generator_that_does_not_fit_is_refused(two: Task) -> None:
+    def wrong(drawn: torch.Generator) -> nn.Module:
+        return image_generator((1, 2, 2), ATTACK.latent, 4, generator=drawn)
+
+    with pytest.raises(ConfigError, match=r"makes records of \(1, 2, 2\)"):
+        Insider(replace(ATTACK, network=wrong), honest_of(two))
+    with pytest.raises(ConfigError, match="takes no"):
+        Insider(replace(ATTACK, latent=9, network=lambda _: nn.Linear(5, 16)), honest_of(two))
+    with pytest.raises(ConfigError, match="a count from 1"):
+        Insider(ATTACK, honest_of(two)).samples(0)
 
 
 def test_a_model_without_room_for_the_fresh_class_is_refused_and_says_how_to_add_one(

@@ -48,9 +48,9 @@ NAMES |= {f"mnist/gradient-ascent/{of}" for of in OF}
 NAMES |= {
     f"mnist/visibility/{kind}/{of}"
     for kind in ("two-party", "averaging", "federated-sgd")
-    for of in ("accuracy_lost", "update_norm_ratio")
+    for of in ("accuracy_lost", "update_norm_ratio", "fresh_bias_raised_more")
 }
-FACES = {f"att-faces/{of}" for of in OF | {"accuracy"}}
+FACES = {f"att-faces/{of}" for of in OF | {"training_accuracy"}}
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,8 @@ def test_a_case_of_each_kind_runs_and_gives_its_figures(name: str, digits: DataS
         real, last = again["pictures"][-1][0], again["pictures"][-2][0]
         assert len(real) == len(last) == 8 and 0 <= min(map(min, real)) < max(map(max, real)) <= 255
     assert again["norms"]["insider"] > 0 and again["norms"]["others"] > 0
+    raising = again["raises_fresh"]
+    assert raising["others"] < 0.1 and (raising["insider"] > 0.5) is (case.attack.injected > 0)
     named = {one["name"] for one in figures([(case, again)])}
     assert {f"{name}/{of}" for of in OF} <= named <= NAMES
 
@@ -172,7 +174,12 @@ def test_the_run_without_the_attack_is_the_passive_one(digits: DataSet) -> None:
     made = {f["name"]: f for f in figures([(active, attacked), (passive, without)])}
     lost = made["mnist/visibility/two-party/accuracy_lost"]
     assert lost["here"] == pytest.approx(without["accuracy"] - attacked["accuracy"])
-    assert "mnist/gradient-ascent/hit_rate" in made
+    low, high = lost["interval"]
+    assert low < lost["here"] < high
+    assert made["mnist/visibility/two-party/fresh_bias_raised_more"]["here"] > 0.5
+    assert made["mnist/gradient-ascent/hit_rate"]["settings"]["distinct"] == [
+        without["ascent"]["distinct"]
+    ]
 
 
 def test_training_that_diverges_is_an_outcome(digits: DataSet) -> None:
@@ -202,12 +209,15 @@ def made_up(case: Case, at: int) -> dict[str, Any]:
 
     rates = {of: estimate(0.5 + at / 1000) for of in OF}
     epsilon = [1.0 + at] if case.name.removeprefix("mnist/") in WITH_EPSILON else []
-    more: dict[str, Any] = {"ascent": rates | {"distinct": 50}} if case.ascent else {}
+    more: dict[str, Any] = (
+        {"ascent": rates | {"distinct": 50, "controls": {}}} if case.ascent else {}
+    )
     if case.shown:
         more["pictures"] = [[[[0, 255], [128, 7]]] * 2] * 3
     return rates | more | {
         "distinct": 500, "controls": {}, "judge_accuracy": 0.9, "junk_aware_judge_accuracy": 0.9, "chance": 0.1,
-        "accuracy": 0.8, "tested": 100, "norms": {"insider": 2.0, "others": 1.0}, "began": 3, "ended": None,
+        "accuracy": 0.8, "tested": 100, "norms": {"insider": 2.0, "others": 1.0},
+        "raises_fresh": {"insider": 0.9, "others": 0.1}, "began": 3, "ended": None,
         "diverged": None,
         "confidence": 0.9, "epsilon": epsilon, "claims": [], "seconds": 1.0,
     }  # fmt: skip

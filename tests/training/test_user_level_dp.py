@@ -167,7 +167,7 @@ def test_an_empty_round_is_noise_alone_over_the_expected_number(task: Task) -> N
 
 def test_the_claim_names_participants_and_composes_all_rounds() -> None:
     loss = claim_of(UserLevelDP(rounds=50, noise_multiplier=5.0))
-    assert loss.unit == "participant" and "one participant added or removed" in loss.neighbouring
+    assert loss.unit == "participant" and "one participant's data added or" in loss.neighbouring
     assert "50 releases" in loss.composed
     # all take part: one Gaussian mechanism
     np.testing.assert_allclose(loss.epsilon, gaussian_epsilon(math.sqrt(50) / 5, 1e-5), rtol=1e-2)

@@ -119,7 +119,12 @@ class GANInsider:
     watched: int = 0
 
     def __post_init__(self) -> None:
-        if self.target == self.fresh or min(self.target, self.fresh) < 0:
+        labels = self.target, self.fresh
+        if (
+            not all(isinstance(one, int) for one in labels)
+            or labels[0] == labels[1]
+            or min(labels) < 0
+        ):
             raise ConfigError(
                 f"a target and a fresh class, two different labels from 0, expected, got {self.target} and {self.fresh}"
             )
@@ -195,8 +200,8 @@ class Insider:
         moments: what it saw, round by round; not part of the state.
 
     Raises:
-        ConfigError: the model has no room for the fresh class or does not know the target, or the insider holds records of
-            either.
+        ConfigError: the model has no room for the fresh class or does not know the target, the insider holds records of
+            either, or the generator does not make records like its own.
     """
 
     def __init__(self, attack: GANInsider, honest: HonestTraining) -> None:
@@ -209,6 +214,7 @@ class Insider:
         self._honest = honest
         self._discriminator = copy.deepcopy(honest.module).eval().requires_grad_(False)
         self._generator = attack.generator(tuple(honest.inputs.shape[1:]))
+        _check_generator(attack, self._generator, honest.inputs[:2])
         self._shown = copy.deepcopy(self._generator) if attack.averaged else self._generator
         self._optimiser = torch.optim.Adam(
             self._generator.parameters(),
@@ -244,7 +250,13 @@ class Insider:
         return self.began is not None and self.ended is None
 
     def samples(self, count: int, *, label: str = "samples") -> Tensor:
-        """Images that the generator makes as it stands, (count, *input shape), drawn by the seed and ``label``."""
+        """Images that the generator makes as it stands, (count, *input shape), drawn by the seed and ``label``.
+
+        Raises:
+            ConfigError: there are none to make.
+        """
+        if count < 1:
+            raise ConfigError(f"samples: a count from 1 expected, got {count}")
         return self._made(self._shown, max(count, 2), self.attack.draws(label))[:count]
 
     def export(self) -> bytes:
@@ -293,8 +305,8 @@ class Insider:
             }
         self.began, self.ended = None if began == _NEVER else began, ended or None
 
-    def _improve(self, round: int) -> float:
-        """Steps of the generator; gives back how sure the model is of its images after them."""
+    def _improve(self, round: int) -> float | None:
+        """Steps of the generator; gives back how sure the model is of its images after them, or None if it diverged."""
         attack, drawn = self.attack, self.attack.draws("steps", round)
         target = torch.full((attack.batch,), attack.target)
         for _ in range(attack.steps):
@@ -309,7 +321,7 @@ class Insider:
                 bool(p.grad.isfinite().all()) for p in self._generator.parameters() if p.grad is not None
             ):  # fmt: skip
                 self.ended = f"round {round}: the generator diverged (loss {loss.item():g})"
-                return math.nan
+                return None
             self._optimiser.step()
         if attack.averaged:
             since = round - (self.began or 0)
@@ -318,8 +330,13 @@ class Insider:
             with torch.no_grad():
                 for shown, trained in pairs:
                     shown.lerp_(trained, 1 - stays)
+        made = self._made(self._shown, attack.batch, drawn)
+        own = self._made(self._generator, attack.batch, drawn) if attack.averaged else made
+        if not bool(made.isfinite().all() and own.isfinite().all()):
+            self.ended = f"round {round}: the generator diverged (an image is not finite)"
+            return None
         with torch.no_grad():
-            scores = self._discriminator(self._made(self._shown, attack.batch, drawn))
+            scores = self._discriminator(made)
         return float(scores.softmax(1)[:, attack.target].mean())
 
     def _made(self, network: nn.Module, count: int, drawn: torch.Generator) -> Tensor:
@@ -427,6 +444,21 @@ def _check_room(attack: GANInsider, module: nn.Module, record: Tensor) -> None:
     if attack.target >= outputs:
         raise ConfigError(
             f"the model has {outputs} outputs: class {attack.target} is none that it learns"
+        )
+
+
+def _check_generator(attack: GANInsider, generator: nn.Module, records: Tensor) -> None:
+    """It makes records of the insider's shape from its latent vectors."""
+    try:
+        with torch.no_grad():
+            shape = tuple(generator(latents(2, attack.latent, attack.draws("check"))).shape)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the generator takes no (n, {attack.latent}) latent vectors: {error}"
+        ) from error
+    if shape[1:] != records.shape[1:]:
+        raise ConfigError(
+            f"the generator makes records of {shape[1:]}, and the insider's are of {tuple(records.shape[1:])}"
         )
 
 

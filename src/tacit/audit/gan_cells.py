@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tacit.attacks.access import Knowledge
 from tacit.attacks.gan_insider import GANInsider, Insider, place
-from tacit.audit.cells import SHOWN, VANTAGES, About, Measurement, Trial, pixels
+from tacit.audit.cells import SHOWN, VANTAGES, About, Measurement, Protection, Trial, pixels
 from tacit.audit.gan_metrics import (
     GANFigures,
     GANJudges,
@@ -39,10 +39,10 @@ from tacit.nn.local_work import accuracy
 from tacit.nn.networks import initialise
 from tacit.parties.views import COUNTS
 
-#: How the insider goes about it; target, fresh class and seed are filled in.
+#: How the insider goes about it; target, fresh class, seed, start and steps of a round are filled in.
 ATTACK = GANInsider(
-    target=0, fresh=1, start_accuracy=0.5, start_round=10, steps=5, batch=32, injected=16, width=16, latent=20
-)  # fmt: skip
+    target=0, fresh=1, start_accuracy=0.5, batch=32, injected=16, width=16, latent=20
+)
 
 #: How its judges are trained: of few records, so that junk, of which generators make much, must not drown among copies.
 JUDGES = JudgeRecipe(steps=1200, width=8, generators=20)
@@ -96,12 +96,14 @@ class InsiderAt:
     diverges is an outcome: the generator is judged as it stands.
 
     Args:
-        attack: how the insider goes about it.
+        attack: how the insider goes about it, from a twelfth of the rounds on.
+        steps: of the generator, over all rounds that it takes part in; at least one a round.
         judged: distinct images.
         judges: how the judges are trained.
     """
 
     attack: GANInsider = ATTACK
+    steps: int = 600
     judged: int = 100
     judges: JudgeRecipe = JUDGES
     name: ClassVar[str] = "gan-insider@participant"
@@ -128,12 +130,22 @@ class InsiderAt:
                 metric=self.metric, access=False, knowledge=known,
                 why="a participant gets the finished model alone: there is no training to take part in",
             )  # fmt: skip
+        rounds = _turns(trial.protection)
+        attack = replace(
+            self.attack, start_round=rounds // 12, steps=max(1, round(self.steps / rounds)),
+            watched=max(1, rounds // SHOWN), seed=trial.seed,
+        )  # fmt: skip
         try:
             target = _target(trial)
             task, own = _divided(trial, target)
             knowledge = known | {"target": target, "own_records": own}
             ran, passive = (
-                self._ran(trial, task, target, injected) for injected in (self.attack.injected, 0)
+                self._ran(
+                    trial,
+                    task,
+                    replace(attack, target=target, fresh=trial.task.classes, injected=injected),
+                )
+                for injected in (attack.injected, 0)
             )
         except TacitError as reason:
             return Measurement(metric=self.metric, knowledge=known, why=f"not run: {reason}")
@@ -151,15 +163,16 @@ class InsiderAt:
             knowledge=knowledge,
             why=_story(ran, passive, target),
             saw={"models": len(ran.insider.moments)},
-            details={**_described(ran), "passive": _described(passive)},
-            figures={"images": _pictures(ran.images, _held(task, target), target)},
+            details={
+                **_described(ran),
+                "steps_a_round": attack.steps,
+                "passive": _described(passive),
+            },
+            figures={"images": _pictures(ran, _held(task, target), target)},
         )
 
-    def _ran(self, trial: Trial, task: Task, target: int, injected: int) -> _Ran:
-        who = task.owners[-1]
-        attack = replace(
-            self.attack, target=target, fresh=trial.task.classes, injected=injected, seed=trial.seed
-        )
+    def _ran(self, trial: Trial, task: Task, attack: GANInsider) -> _Ran:
+        who, target = task.owners[-1], attack.target
         task, slots = place(task, {who: attack})
         judges = trial.once(f"{self.name}/judges", lambda: self._judges(trial))
         right, diverged = None, None
@@ -185,6 +198,12 @@ class InsiderAt:
             *trial.population, trial.task.classes, held=trial.nonmembers, recipe=self.judges,
             generator=trial.generator(f"{self.name}/judges"),
         )  # fmt: skip
+
+
+def _turns(protection: Protection) -> int:
+    """How often each owner trains, as a scheme's settings have it."""
+    found: int = getattr(protection, "rounds", 0) or getattr(protection, "epochs", 0)
+    return max(1, found)
 
 
 def named(hit_rate: float, classes: int) -> float:
@@ -266,13 +285,16 @@ def _described(ran: _Ran) -> dict[str, Any]:
     }
 
 
-def _pictures(images: Tensor, records: Tensor, target: int) -> list[dict[str, Any]]:
-    """Generated images, each beside the record of the target that is nearest to it."""
-    nearest = torch.cdist(images[:SHOWN].flatten(1), records.flatten(1)).argmin(1)
+def _pictures(ran: _Ran, records: Tensor, target: int) -> list[dict[str, Any]]:
+    """An image of each round that was watched, then some of the end, each beside the nearest real record."""
+    watched = [(f"round {m.round}", m.images[:1]) for m in ran.insider.moments if m.images is not None]  # fmt: skip
+    shown = [*watched[-SHOWN:], ("the end", ran.images[:SHOWN])]
     return [
         {
-            "original": pixels(records[at]), "reconstruction": pixels(image.clamp(0, 1)), "caption": f"class {target}",
+            "original": pixels(records[int(torch.cdist(image.reshape(1, -1), records.flatten(1)).argmin())]),
+            "reconstruction": pixels(image.nan_to_num().clamp(0, 1)), "caption": f"class {target}, {when}",
             "beside": "nearest real record",
         }
-        for image, at in zip(images[:SHOWN], nearest.tolist(), strict=True)
+        for when, images in shown
+        for image in images
     ]  # fmt: skip

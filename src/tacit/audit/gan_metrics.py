@@ -11,9 +11,13 @@ other records than anybody's in the collaboration:
 
 One image that fools a judge must count once. So a rate is over so many *distinct* images: one counts if its distance to
 all before it is above a floor, a part of what lies between real records of the target; images that a generator fails to
-make count as misses. And an image must not be a copy of what the insider has: its distance to the nearest real record of
-the target is set against that of other real records of the target (`nn_ratio`), and against its distance to the nearest of
-the insider's own (`own_ratio`).
+make count as misses. Distance is in pixels, so that faint noise sets images apart too: this is against one image made over
+and over, and measures no variety.
+
+And an image must not be a copy of what the insider has: its distance to the nearest real record of the target is set
+against that of other real records of the target (`nn_ratio`), and against its distance to the nearest of the insider's own
+(`own_ratio`). The mean of the target's records is about as near to them as they are to one another: a ratio near 1 tells
+images from noise, and blurred ones not from sharp.
 
 Controls are judged beside: noise, the mean record, and the images themselves, asked for another class.
 """
@@ -62,7 +66,7 @@ class GANFigures:
         junk_aware_hit_rate: likewise, by the junk-aware judge.
         distinct: distinct images among those made, of as many as are judged.
         nn_ratio: median distance of an image to the nearest record of the target, over that of its other records.
-            Near 1: as like the target's records as these are; far above: unlike.
+            Near 1: as near to the target's records as these are to one another, sharp or blurred; far above: unlike.
         own_ratio: median of an image's distance to the nearest record of the insider, over that to the nearest record of the
             target. Above 1: nearer to the victim's records than to the insider's.
         controls: "noise", "mean record", "another class": rates of both judges.
@@ -139,7 +143,7 @@ def train_gan_judges(
     other = _trained(network, copies, answers, recipe, generator)
     plain = _trained(_judge(shape, classes, recipe, generator), copies, answers, recipe, generator)
     fooled = [_adversarial(one, classes, inputs, recipe, generator) for one in (plain, other)]
-    # halves: what a judge is tested on was not trained on
+    # a quarter is kept back: what a judge is tested on was not trained on
     order = [torch.randperm(len(one), generator=generator) for one in fooled]
     known = torch.cat([one[at[len(at) // 4 :]] for one, at in zip(fooled, order, strict=True)])
     unknown = torch.cat([one[at[: len(at) // 4]] for one, at in zip(fooled, order, strict=True)])
@@ -197,7 +201,8 @@ def gan_figures(  # noqa: PLR0913 - all that is judged and compared, each by nam
         count: how many distinct ones are judged; those that are missing count as misses.
         judges: see `train_gan_judges`.
         victims: the target's records that were trained on.
-        others: other records of the target, which neither anybody in the collaboration nor a judge has.
+        others: other records of the target, which nobody in the collaboration has. Where there are at most 5, ``victims``
+            say how far apart distinct images are.
         own: the insider's records.
         classes: number of classes, the fresh one not counted.
         generator: draws the noise of a control.

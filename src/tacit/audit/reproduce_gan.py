@@ -64,7 +64,7 @@ from tacit.dp.accounting import Accountant
 from tacit.nn.data import DataSet, load
 from tacit.nn.federated import Shard, Task
 from tacit.nn.generators import strided_cnn
-from tacit.nn.local_work import HonestTraining, Instead, accuracy
+from tacit.nn.local_work import HonestTraining, Instead, Share, accuracy
 from tacit.nn.updates import LocalUpdate, LocalWork, flattened
 from tacit.parties.roles import Role
 from tacit.training.local_dp import LocalDP
@@ -117,6 +117,8 @@ _USERS = UserLevelDP(
     accountant=Accountant.RDP,
 )  # fmt: skip
 _USER_NOISE: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0)
+
+_ASCENT = MIFace(iterations=500, step_size=1.0, cost=Cost.MINUS_LOG_P, confidence=0.99)
 
 _FACES = SelectiveSGD(
     theta_u=1.0, epochs=90, local_steps=1, batch_size=3, learning_rate=0.02, decay=1.0
@@ -273,8 +275,9 @@ class Division:
     Args:
         task: of all participants; the insider is the last.
         inside: what the judges and nobody else learn from, with labels.
-        tested: what measures the judges and the shared model, with labels.
-        others: records of the target that nobody has.
+        tested: what measures the judges and the shared model, with labels. On faces these are the participants' own records:
+            the accuracy there only says that the training has converged.
+        others: records of the target that nobody in the collaboration has; on faces they are the judges'.
         classes: the fresh one not counted.
     """
 
@@ -368,15 +371,24 @@ def scaled(images: Tensor, side: int = 64) -> Tensor:
 # --- a case
 
 
-class _Norms:
-    """An owner's work, and the norm of each of its updates: what the server can compute."""
+class _Watched:
+    """An owner's work, and of each of its updates what a server can compute that sees it.
+
+    Attributes:
+        norms: L2, update by update.
+        raises: whether it moves the bias of the fresh class up; a gradient, which is stepped against, is taken with its
+            sign turned.
+    """
 
     def __init__(self, make: Instead | None) -> None:
         self._make = make
+        self._sign = 1
         self.norms: list[float] = []
+        self.raises: list[bool] = []
         self._work: LocalWork | None = None
 
-    def __call__(self, honest: HonestTraining) -> _Norms:
+    def __call__(self, honest: HonestTraining) -> _Watched:
+        self._sign = -1 if honest.share is Share.GRADIENT else 1
         self._work = honest if self._make is None else self._make(honest)
         return self
 
@@ -385,6 +397,9 @@ class _Norms:
             raise Diverged("this work has no training")
         made = self._work.update(model, round)
         self.norms.append(float(np.linalg.norm(flattened(made.arrays))))
+        self.raises.append(
+            self._sign * float(made.arrays[-1][-1]) > 0
+        )  # the last bias: the fresh class's
         return made
 
 
@@ -427,7 +442,7 @@ def _attacked(case: Case, divided: Division, judges: GANJudges) -> Found:
         watched=_rounds(case.scheme) // _SHOWN if case.shown else 0,
     )  # fmt: skip
     task, slots = place(divided.task, {who: attack})
-    watched = {role: _Norms(task.instead.get(role)) for role in task.owners}
+    watched = {role: _Watched(task.instead.get(role)) for role in task.owners}
     task = replace(task, instead=watched)
     diverged = ""
     run = None
@@ -436,14 +451,12 @@ def _attacked(case: Case, divided: Division, judges: GANJudges) -> Found:
     except Diverged as error:  # of all, as noise may do: an outcome too
         diverged = str(error)
     insider = slots[who].insider
-    victims, own = divided.task.shards[0], divided.task.shards[-1]
-    if victims is None or own is None:
-        raise Diverged("records are in another process")
+    own, _ = divided.task.here()[who]
     theirs = torch.cat([x[y == case.target] for x, y in divided.task.here().values()])
 
     def judged(images: Tensor, count: int = case.judged) -> GANFigures:
         return gan_figures(
-            images, case.target, count=count, judges=judges, victims=theirs, others=divided.others, own=own[0],
+            images, case.target, count=count, judges=judges, victims=theirs, others=divided.others, own=own,
             classes=divided.classes, generator=torch.Generator().manual_seed(case.seed),
         )  # fmt: skip
 
@@ -458,7 +471,8 @@ def _attacked(case: Case, divided: Division, judges: GANJudges) -> Found:
     return found | {
         "accuracy": 0.0 if model is None else accuracy(model, *divided.tested),
         "tested": len(divided.tested[0]),
-        "norms": _norms(watched, who, insider),
+        "norms": _medians(watched, who, insider),
+        "raises_fresh": _raising(watched, who, insider),
         "began": insider.began,
         "ended": insider.ended,
         "diverged": diverged or None,
@@ -479,15 +493,24 @@ def _pictures(insider: Insider, theirs: Tensor) -> list[Any]:
     return [(row[:fewest, 0] * 255).round().int().tolist() for row in rows]
 
 
-def _norms(watched: Mapping[Role, _Norms], who: Role, insider: Insider) -> dict[str, float]:
+def _medians(watched: Mapping[Role, _Watched], who: Role, insider: Insider) -> dict[str, float]:
     """Median norms of updates since the attack began, before any protection: of the insider's, and of the others'."""
     since = insider.began or 0
-    own = watched[who].norms[since:]
-    others = [norm for role, one in watched.items() if role != who for norm in one.norms[since:]]
-    return {
-        "insider": statistics.median(own) if own else 0.0,
-        "others": statistics.median(others) if others else 0.0,
-    }
+    norms = _parted({role: one.norms[since:] for role, one in watched.items()}, who)
+    return {name: statistics.median(of) if of else 0.0 for name, of in norms.items()}
+
+
+def _raising(watched: Mapping[Role, _Watched], who: Role, insider: Insider) -> dict[str, float]:
+    """Shares of updates since the attack began that raise the bias of the fresh class, likewise."""
+    since = insider.began or 0
+    raises = _parted({role: one.raises[since:] for role, one in watched.items()}, who)
+    return {name: statistics.mean(of) if of else 0.0 for name, of in raises.items()}
+
+
+def _parted(of: Mapping[Role, Sequence[float]], who: Role) -> dict[str, list[float]]:
+    """The insider's, and all others' together."""
+    others = [one for role, these in of.items() if role != who for one in these]
+    return {"insider": list(of[who]), "others": others}
 
 
 def _ascended(case: Case, divided: Division, model: nn.Module) -> Tensor:
@@ -495,7 +518,7 @@ def _ascended(case: Case, divided: Division, model: nn.Module) -> Tensor:
     drawn = torch.Generator().manual_seed(case.seed)
     task = divided.task
     noise = 0.3 * torch.rand(100, 1, *task.input_shape, generator=drawn)
-    found = MIFace(iterations=500, step_size=1.0, cost=Cost.MINUS_LOG_P, confidence=0.99).invert(
+    found = _ASCENT.invert(
         WhiteBox(model),
         Knowledge(input_shape=task.input_shape, classes=task.classes),
         torch.full((len(noise),), case.target),
@@ -612,17 +635,21 @@ def _of_kind(name: str, pairs: Sequence[tuple[Case, Found]]) -> list[Figure]:
     made = [_mean(f"{name}/{of}", [f[of] for _, f in pairs], said, attacked) for of in _RATES]
     shares = [float(f["accuracy"]) for _, f in pairs]
     right = _over_targets(shares, clopper_pearson(round(shares[0] * first["tested"]), first["tested"]))  # fmt: skip
-    made.append(
-        figure(f"{name}/accuracy", statistics.mean(shares), right, len(shares), settings=said)
-    )
+    of = "training_accuracy" if case.data == "att-faces" else "accuracy"
+    made.append(figure(f"{name}/{of}", statistics.mean(shares), right, len(shares), settings=said))
     if epsilons := [e for _, f in pairs for e in f["epsilon"]]:
         value = max(epsilons)
         settings = said | {"claims": first["claims"]}
         made.append(figure(f"{name}/epsilon", value, (value, value), 1, settings=settings, better="lower"))  # fmt: skip
     if "ascent" in first:
         of_model = [f["ascent"] for _, f in pairs if "ascent" in f]
+        ascended: dict[str, object] = {
+            "targets": said["targets"], "model": f"the final one of {name}", "attack": plain(_ASCENT),
+            "distinct": [one["distinct"] for one in of_model],
+            "controls (plain, junk-aware)": [one["controls"] for one in of_model],
+        }  # fmt: skip
         stem = "mnist/gradient-ascent"
-        made += [_mean(f"{stem}/{of}", [one[of] for one in of_model], said, True) for of in _RATES]
+        made += [_mean(f"{stem}/{of}", [one[of] for one in of_model], ascended, True) for of in _RATES]  # fmt: skip
     return made
 
 
@@ -663,19 +690,30 @@ def _visible(
     if not both:
         return []
     lost = [w["accuracy"] - a["accuracy"] for a, w in both]
-    norms = [a["norms"]["insider"] / w["norms"]["insider"] for a, w in both]
+    norms = [a["norms"]["insider"] / (w["norms"]["insider"] or math.inf) for a, w in both]
+    raising = [a["raises_fresh"]["insider"] - a["raises_fresh"]["others"] for a, _ in both]
+    seen = "accuracy", "norms", "raises_fresh"
     said: dict[str, object] = {
-        "with": [{"accuracy": a["accuracy"], "norms": a["norms"]} for a, _ in both],
-        "without": [{"accuracy": w["accuracy"], "norms": w["norms"]} for _, w in both],
+        "with": [{of: a[of] for of in seen} for a, _ in both],
+        "without": [{of: w[of] for of in seen} for _, w in both],
         "norms": "medians over the updates since the attack began; no loss is sent in any of these schemes",
+        "raises_fresh": "shares of those updates that move the bias of the fresh class up, which nobody has records of",
     }  # fmt: skip
+    first, twin = both[0]
     return [
         figure(
-            f"mnist/visibility/{kind}/{name}", statistics.mean(values),
-            _over_targets(values, (values[0], values[0])), len(values), settings=said, better=better,
+            f"mnist/visibility/{kind}/{name}", statistics.mean(values), _over_targets(values, of_one), len(values),
+            settings=said, better=better,
         )
-        for name, values, better in (
-            ("accuracy_lost", lost, "lower"),
-            ("update_norm_ratio", norms, "equal"),
+        for name, values, of_one, better in (
+            ("accuracy_lost", lost, _apart(lost[0], first, twin), "lower"),
+            ("update_norm_ratio", norms, (norms[0], norms[0]), "equal"),
+            ("fresh_bias_raised_more", raising, (raising[0], raising[0]), "lower"),
         )
     ]  # fmt: skip
+
+
+def _apart(lost: float, one: Found, other: Found) -> tuple[float, float]:
+    """Of a difference of two accuracies as if on different records, so rather too wide: 95 %."""
+    spread = sum(f["accuracy"] * (1 - f["accuracy"]) / f["tested"] for f in (one, other))
+    return lost - 1.96 * math.sqrt(spread), lost + 1.96 * math.sqrt(spread)

@@ -283,7 +283,7 @@ def papers(
 @app.command()
 def reproduce(
     name: Annotated[
-        str, typer.Argument(help="What to rerun: a paper's number (2, 3, 6), or leakage.")
+        str, typer.Argument(help="What to rerun: a paper's number (1 to 6, 14 or 15), or leakage.")
     ],
     quick: Quick = False,
     full: Annotated[bool, typer.Option("--full", help="Also what takes long.")] = False,
@@ -295,7 +295,7 @@ def reproduce(
 ) -> None:
     """Rerun a headline result on its data and print the paper's figure beside ours.
 
-    Where it consists of trainings (2, 3, 6), Ctrl-C keeps those that are finished, and the same command goes on from there.
+    Ctrl-C keeps the parts that are finished, and the same command goes on from there (not leakage).
     """
     from tacit.audit.figures import Effort
     from tacit.audit.provenance import header

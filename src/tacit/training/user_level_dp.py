@@ -3,20 +3,21 @@
 McMahan, Ramage, Talwar, Zhang, "Learning differentially private recurrent language models", ICLR 2018 (recalled).
 
 Who holds what: each owner its records; the server the model and, in the clear, the update of everybody who takes part.
-Kept from owners, and from whoever gets a model: whether any one owner took part at all, with whatever data, up to the stated
-epsilon. Nothing is kept from the server: secure aggregation would keep single updates from it. What one owner alone holds is
-what the model may not depend on; so the threat that this answers is an owner, or a reader of the model, who wants to know
-what another one has (`tacit.attacks.gan_insider`, membership, inversion), and the price is that the model does not learn
-it.
+Kept from owners, and from whoever gets a model: whether any one owner's data is among what was learned, whatever it is,
+up to the stated epsilon. Nothing is kept from the server: secure aggregation would keep single updates from it. What one
+owner alone holds is what the model may not depend on; so the threat that this answers is an owner, or a reader of the
+model, who wants to know what another one has (`tacit.attacks.gan_insider`, membership, inversion), and the price is that
+the model does not learn it.
 
 Steps, in each round (algorithm 1): (1) the server draws who takes part: each owner on its own, with probability ``sampled``
 over their number; (2) it sends them the model; (3) each takes local steps, and sends the change of the model, clipped *as
 one vector* to an L2 norm of ``clip``; (4) the server clips again, sums, adds Gaussian noise of ``noise_multiplier * clip``
 to each coordinate of the sum, divides by the *expected* number, and moves the model by that.
 
-Unit and relation: to add or remove one participant, with all its data, moves the sum by at most ``clip``. Rounds compose,
-and who is drawn is secret, so that sampling amplifies. An owner whose training diverges sends a zero change: an error would
-tell what no epsilon covers.
+Unit and relation: to add or remove all of one participant's data, that is to put its updates in or leave them out, moves
+the sum by at most ``clip``. The number of participants is public: it is in the divisor and the sampling rate. Rounds
+compose, and who is drawn is secret, so that sampling amplifies. An owner whose training diverges sends a zero change: an
+error would tell what no epsilon covers.
 
 What we changed: every owner weighs the same, whatever it holds; noise is on a grid of integers (`tacit.dp.noise`); the total
 is stated by any of three accountants; the settings of the local steps do not depend on who takes part.
@@ -222,7 +223,7 @@ class UserLevelDP:
             epsilon=loss.epsilon if delta < 1 else math.inf,
             delta=delta if delta < 1 else self.delta,
             unit="participant",
-            neighbouring="one participant added or removed, with all its data",
+            neighbouring="one participant's data added or removed, the number of participants public",
             composed=loss.composed.replace("on all records", "on all participants"),
         )
 
