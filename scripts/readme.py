@@ -10,7 +10,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -682,6 +682,96 @@ def _extracted(names: tuple[str, ...]) -> str:
     return "\n\n".join([_table(head, rows), constant, told, _measured_on(result)])
 
 
+INSIDERS = {
+    "mnist/two-party": "two, everything shared", "mnist/passive": "the same, passive insider",
+    "mnist/gradient-ascent": "gradient ascent on that model", "mnist/theta_u0.1": "two, a tenth uploaded",
+    "mnist/theta0.1": "two, a tenth uploaded and downloaded", "mnist/federated-sgd": "three, federated SGD",
+    "mnist/averaging": "three, federated averaging", "mnist/secure-aggregation": "three, secure aggregation [6]",
+    **{f"mnist/svt/epsilon_over_c{b}": f"two, sparse vectors, epsilon/c {b}" for b in ("100", "10", "1", "0.1")},
+    **{f"mnist/local-dp/noise{n}": f"three, local DP, noise {n}" for n in ("0.001", "0.01", "0.1")},
+    "mnist/user-level/noise0": "ten, clipped",
+    **{f"mnist/user-level/noise{n}": f"ten, user-level DP, noise {n}" for n in ("0.1", "0.3", "1")},
+    "att-faces": "AT&T, 41, everything shared",
+}  # fmt: skip
+#: Of these README tells.
+INSIDERS_BRIEFLY = (
+    "mnist/two-party", "mnist/passive", "mnist/gradient-ascent", "mnist/theta_u0.1", "mnist/averaging",
+    "mnist/secure-aggregation", "mnist/svt/epsilon_over_c10", "mnist/local-dp/noise0.01", "mnist/user-level/noise1",
+    "att-faces",
+)  # fmt: skip
+
+
+def _insiders(names: Iterable[str]) -> str:
+    figures = {f["name"]: f for f in _result("reproduce-2")["figures"]}
+    rows = []
+    for name in names:
+        rates = [figures[f"{name}/{of}"] for of in ("hit_rate", "junk_aware_hit_rate")]
+        right, epsilon = (figures.get(f"{name}/{of}") for of in ("accuracy", "epsilon"))
+        targets = len(rates[0]["settings"]["by_target"])
+        rows.append(
+            [
+                INSIDERS[name], str(targets),
+                *(
+                    f"{100 * rate['here']:.1f}"
+                    + (f" (least {100 * rate['settings']['least']:.1f})" if targets > 1 else "")
+                    for rate in rates
+                ),
+                *(f"{figures[f'{name}/{of}']['here']:.2f}" for of in ("nn_ratio", "own_ratio")),
+                "—" if right is None else f"{100 * right['here']:.1f}",
+                "—" if epsilon is None else f"{epsilon['here']:.3g}",
+            ]
+        )  # fmt: skip
+    head = [
+        "participants", "targets", "plain judge, %", "junk-aware judge, %", "distance to the target's records",
+        "to the insider's own over that to theirs", "accuracy of the model, %", "epsilon",
+    ]  # fmt: skip
+    return _table(head, rows)
+
+
+def insider() -> str:
+    """All of results/reproduce-2.json: kinds, single targets, what is seen of the attack."""
+    result = _result("reproduce-2")
+    figures = {f["name"]: f for f in result["figures"]}
+    singles = []
+    for name in ("mnist/two-party", "mnist/passive", "att-faces"):
+        rate = figures[f"{name}/hit_rate"]["settings"]
+        for of in ("hit_rate", "junk_aware_hit_rate", "nn_ratio"):
+            values = figures[f"{name}/{of}"]["settings"]["by_target"]
+            said = ", ".join(
+                f"{target}: {value:.2f}"
+                for target, value in zip(rate["targets"], values, strict=True)
+            )
+            singles.append([INSIDERS[name], f"`{of}`", said])
+    seen = [
+        [INSIDERS[f"mnist/{kind}"]]
+        + [
+            f"{factor * figures[f'mnist/visibility/{kind}/{of}']['here']:.2g}"
+            for of, factor in (("accuracy_lost", 100), ("update_norm_ratio", 1))
+        ]
+        for kind in ("two-party", "averaging", "federated-sgd")
+    ]
+    return "\n\n".join(
+        [
+            _insiders(INSIDERS),
+            _table(["", "figure", "by target"], singles),
+            _table(
+                [
+                    "with the attack",
+                    "points of accuracy lost",
+                    "norm of its updates, over those of a passive one",
+                ],
+                seen,
+            ),
+            _measured_on(result),
+        ]
+    )
+
+
+def insider_brief() -> str:
+    """Some of results/reproduce-2.json."""
+    return "\n\n".join([_insiders(INSIDERS_BRIEFLY), _measured_on(_result("reproduce-2"))])
+
+
 def curve() -> str:
     """Accuracy against the budget of one value, from results/reproduce-3.json, as a picture."""
     figures = {f["name"]: f for f in _result("reproduce-3")["figures"]}
@@ -761,7 +851,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "secure": secure, "secure-brief": secure_brief, "secagg": secagg, "transport": transport,
     "two-server": two_server, "private": private, "membership": membership, "membership-brief": membership_brief,
     "inversion": inversion, "inversion-brief": inversion_brief, "extraction": extraction,
-    "extraction-brief": extraction_brief,
+    "extraction-brief": extraction_brief, "insider": insider, "insider-brief": insider_brief,
     "bench-extraction": lambda: two_parties("bench-extraction"),
     "bench-serve": lambda: two_parties("bench-serve"),
     "bench-shadows": lambda: two_parties("bench-shadows"),
@@ -770,6 +860,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-two-server": lambda: two_parties("bench-two-server"),
 }  # fmt: skip
 _ELSEWHERE = (
+    "insider",
     "secure",
     "membership",
     "inversion",
@@ -784,6 +875,7 @@ _ELSEWHERE = (
 PAGES = {
     "README.md": tuple(name for name in TABLES if name not in _ELSEWHERE),
     "docs/papers/01-model-inversion.md": ("inversion",),
+    "docs/papers/02-gan-insider.md": ("insider",),
     "docs/papers/03-selective-sgd.md": ("selective",),
     "docs/papers/04-dp-sgd.md": ("private", "bench-dp-sgd"),
     "docs/papers/06-secure-aggregation.md": ("secure", "secagg"),

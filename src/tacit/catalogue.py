@@ -97,9 +97,7 @@ PAPERS: tuple[Paper, ...] = (
         technique="train a generator against the shared model and poison it with a fresh class",
         training="collaborative",
         module="attacks/gan_insider.py",
-        status="part",
-        note="Works in Python inside every collaborative scheme: digits are drawn, faces not yet. Planned: figures over "
-        "all digits.",
+        status="done",
     ),
     Paper(
         number=3,

@@ -396,7 +396,7 @@ class _Watched:
         if self._work is None:
             raise Diverged("this work has no training")
         made = self._work.update(model, round)
-        self.norms.append(float(np.linalg.norm(flattened(made.arrays))))
+        self.norms.append(float(np.linalg.norm(flattened(made.arrays).astype(np.float64))))
         self.raises.append(
             self._sign * float(made.arrays[-1][-1]) > 0
         )  # the last bias: the fresh class's
