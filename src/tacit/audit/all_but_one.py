@@ -26,7 +26,6 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from tacit.attacks.access import Knowledge
 from tacit.attacks.all_but_one import FloatArray, in_order, logit_margin
 from tacit.audit.cells import About, Measurement, Trial
 from tacit.audit.statistics import Estimate, auc, auc_interval
@@ -177,11 +176,7 @@ class StrongAdversary:
 
     def measure(self, trial: Trial) -> Measurement:
         """Train the row's protection with and without the record, and tell the models apart."""
-        known = Knowledge(
-            architecture=trial.task.start,
-            input_shape=trial.task.input_shape,
-            classes=trial.task.classes,
-        ).described()
+        known = trial.knowledge.described()
         knowledge = known | {
             "settings": "all, with the start and the order of training",
             "known_records": self.owners * self.records - 1,

@@ -103,6 +103,14 @@ class Trial:
     coins: Callable[[], Coins] | None = field(default=None, repr=False)
     shared: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def knowledge(self) -> Knowledge:
+        """What everybody who takes part knows: the architecture, the shape of records, the number of classes."""
+        task = self.task
+        return Knowledge(
+            architecture=task.start, input_shape=task.input_shape, classes=task.classes
+        )
+
     def observation(self, role: Role) -> Observation:
         """What an adversary at ``role`` makes of its view of the run."""
         return self.protection.observe(self.run.views[role], role)
@@ -326,11 +334,7 @@ class LeakageAt:
     def _from(
         self, observation: Observation, saw: dict[str, object], trial: Trial, role: Role
     ) -> Measurement:
-        knowledge = Knowledge(
-            architecture=trial.task.start,
-            input_shape=trial.task.input_shape,
-            classes=trial.task.classes,
-        )
+        knowledge = trial.knowledge
         try:
             leaked = self.attack.reconstruct(
                 RoleView(observation), knowledge, trial.generator(self.name)

@@ -21,7 +21,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tacit.attacks.access import Knowledge
 from tacit.attacks.gan_insider import GANInsider, Insider, place
 from tacit.audit.cells import SHOWN, VANTAGES, About, Measurement, Protection, Trial, pixels
 from tacit.audit.gan_metrics import (
@@ -120,17 +119,13 @@ class InsiderAt:
 
     def measure(self, trial: Trial) -> Measurement:
         """Train the row's protection with an insider, and with a passive one, and judge their images."""
-        known = Knowledge(
-            architecture=trial.task.start,
-            input_shape=trial.task.input_shape,
-            classes=trial.task.classes,
-        ).described()
+        known = trial.knowledge.described()
         if len(trial.observation(VANTAGES["participant"]).outputs) < 2:
             return Measurement(
                 metric=self.metric, access=False, knowledge=known,
                 why="a participant gets the finished model alone: there is no training to take part in",
             )  # fmt: skip
-        rounds = _turns(trial.protection)
+        rounds = turns(trial.protection)
         attack = replace(
             self.attack, start_round=rounds // 12, steps=max(1, round(self.steps / rounds)),
             watched=max(1, rounds // SHOWN), seed=trial.seed,
@@ -200,7 +195,7 @@ class InsiderAt:
         )  # fmt: skip
 
 
-def _turns(protection: Protection) -> int:
+def turns(protection: Protection) -> int:
     """How often each owner trains, as a scheme's settings have it."""
     found: int = getattr(protection, "rounds", 0) or getattr(protection, "epochs", 0)
     return max(1, found)

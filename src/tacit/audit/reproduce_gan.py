@@ -44,6 +44,7 @@ from tacit.attacks.access import Knowledge, WhiteBox
 from tacit.attacks.gan_insider import GANInsider, Insider, place
 from tacit.attacks.model_inversion import Cost, MIFace, Start
 from tacit.audit.figures import Effort, Figure, figure, one_thread, over_seeds
+from tacit.audit.gan_cells import turns
 from tacit.audit.gan_metrics import (
     GANFigures,
     GANJudges,
@@ -253,7 +254,7 @@ def _secure(like: FederatedAveraging) -> SecureAggregation:
 
 def _quick(case: Case) -> Case:
     """Three quarters of the rounds, with quicker judges and fewer images."""
-    scheme, fewer = case.scheme, math.ceil(_rounds(case.scheme) * 3 / 4)
+    scheme, fewer = case.scheme, math.ceil(turns(case.scheme) * 3 / 4)
     shorter = (
         replace(scheme, epochs=fewer)
         if isinstance(scheme, SelectiveSGD)
@@ -439,7 +440,7 @@ def _attacked(case: Case, divided: Division, judges: GANJudges) -> Found:
     who = divided.insider
     attack = replace(
         case.attack, target=case.target, seed=1000 * case.seed + case.target,
-        watched=_rounds(case.scheme) // _SHOWN if case.shown else 0,
+        watched=turns(case.scheme) // _SHOWN if case.shown else 0,
     )  # fmt: skip
     task, slots = place(divided.task, {who: attack})
     watched = {role: _Watched(task.instead.get(role)) for role in task.owners}
@@ -480,10 +481,6 @@ def _attacked(case: Case, divided: Division, judges: GANJudges) -> Found:
         "epsilon": [loss.epsilon for loss in losses if math.isfinite(loss.epsilon)],
         "claims": [str(loss) for loss in losses],
     }  # fmt: skip
-
-
-def _rounds(scheme: Scheme) -> int:
-    return scheme.epochs if isinstance(scheme, SelectiveSGD) else scheme.rounds
 
 
 def _pictures(insider: Insider, theirs: Tensor) -> list[Any]:
@@ -639,8 +636,7 @@ def _of_kind(name: str, pairs: Sequence[tuple[Case, Found]]) -> list[Figure]:
     made.append(figure(f"{name}/{of}", statistics.mean(shares), right, len(shares), settings=said))
     if epsilons := [e for _, f in pairs for e in f["epsilon"]]:
         value = max(epsilons)
-        settings = said | {"claims": first["claims"]}
-        made.append(figure(f"{name}/epsilon", value, (value, value), 1, settings=settings, better="lower"))  # fmt: skip
+        made.append(figure(f"{name}/epsilon", value, (value, value), 1, settings=said, better="lower"))  # fmt: skip
     if "ascent" in first:
         of_model = [f["ascent"] for _, f in pairs if "ascent" in f]
         ascended: dict[str, object] = {
