@@ -14,6 +14,7 @@ from tacit.audit.cells import Judge, Measurement, Trial, pooled
 from tacit.audit.compare import Row, compare
 from tacit.audit.gan_cells import ATTACK, InsiderAt, named, with_fresh_class
 from tacit.audit.gan_metrics import GANJudges, JudgeRecipe
+from tacit.audit.statistics import clopper_pearson, verdict
 from tacit.audit.world import Settings, deal, imitation
 from tacit.catalogue import rows
 from tacit.core.coins import Coins
@@ -139,14 +140,25 @@ def test_images_that_show_nothing_leave_a_guess() -> None:
     assert named(0, 10) == 0.1 and named(1, 10) == 1 and named(0.5, 2) == 0.75
     one = trial(FederatedAveraging(rounds=1))
     junk = BLIND.measure(replace(one, shared=judged_by(10)))
-    assert junk.value == junk.chance == 0.1 and junk.counts == ((1, 10),)
+    assert junk.value == junk.chance == 0.1 and junk.n == 10
     target = junk.knowledge["target"]
     distinct = junk.details["distinct"]
     assert distinct > 0
     shown = BLIND.measure(replace(one, shared=judged_by(target)))  # type: ignore[arg-type]
     assert shown.value == pytest.approx(named(distinct / 10, 10), abs=0.05)
     both = pooled([junk, shown])
-    assert both.counts == ((1, 10), *(shown.counts or ())) and both.n == 20
+    assert shown.value is not None and both.value == pytest.approx((0.1 + shown.value) / 2)
+    assert both.n == 20 and both.details["by_seed"] == [0.1, shown.value]
+
+
+def test_seeds_that_all_show_the_target_leak_however_much_they_differ() -> None:
+    cells = [
+        Measurement(metric="class_shown", value=hits / 100, n=100, chance=0.1, interval=clopper_pearson(hits, 100))
+        for hits in (63, 99, 100)
+    ]  # fmt: skip
+    both = pooled(cells)
+    assert both.value is not None and both.interval[0] > 0.8
+    assert verdict(both.value, both.interval, both.chance, baseline_leaks=False) == "leaks"
 
 
 @pytest.mark.parametrize("target", [0, 1, 9])

@@ -74,8 +74,8 @@ def of(records: tuple[Tensor, Tensor], target: int) -> Tensor:
 
 def test_both_judges_know_the_classes_and_one_knows_junk(judges: GANJudges) -> None:
     assert judges.plain.accuracy > 0.95 and judges.aware.accuracy > 0.9
-    assert judges.plain.model[-1].out_features == CLASSES  # type: ignore[index]
-    assert judges.aware.model[-1].out_features == CLASSES + 1  # type: ignore[index]
+    assert judges.plain.model(INSIDE[0][:2]).shape == (2, CLASSES)
+    assert judges.aware.model(INSIDE[0][:2]).shape == (2, CLASSES + 1)
 
 
 def test_real_records_of_the_target_are_taken_for_it_and_lie_where_such_records_lie(
@@ -140,6 +140,22 @@ def test_judges_of_averaged_images_do_not_follow_single_pixels() -> None:
     for judge in (coarse.plain, coarse.aware):
         with torch.no_grad():
             torch.testing.assert_close(judge.model(images + board), judge.model(images))
+
+
+def test_members_of_a_judge_decide_by_their_mean_probability() -> None:
+    recipe = replace(RECIPE, steps=30, generators=1, steps_of_each=4, members=3)
+    panel = train_gan_judges(*INSIDE, CLASSES, held=TESTED, recipe=recipe, generator=drawn(5))
+    alone = train_gan_judges(
+        *INSIDE, CLASSES, held=TESTED, recipe=replace(recipe, members=1), generator=drawn(5)
+    )
+    images = TESTED[0][:20]
+    for judge, single, classes in ((panel.plain, alone.plain, 4), (panel.aware, alone.aware, 5)):
+        members = list(judge.model.members)  # type: ignore[arg-type]
+        with torch.no_grad():
+            each = torch.stack([member(images).softmax(1) for member in members])
+            torch.testing.assert_close(judge.model(images), each.mean(0))
+            torch.testing.assert_close(single.model(images), each[0])  # drawn as the first
+        assert each.shape == (3, 20, classes) and not torch.equal(each[0], each[1])
 
 
 def test_images_are_distinct_beyond_the_floor_from_all_before() -> None:

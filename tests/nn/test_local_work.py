@@ -90,6 +90,17 @@ def test_fit_learns_and_accuracy_sees_it(task: Task) -> None:
     assert accuracy(task.start, inputs, labels) == 1.0 > before
 
 
+def test_fit_shortens_a_gradient_that_is_longer_than_the_clip(task: Task) -> None:
+    inputs, labels = task.shards[0]
+    before = parameters_of(task.start)
+    fit(
+        task.start, inputs * 100, labels, epochs=1, batch_size=len(inputs), learning_rate=1.0, clip=0.5,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    moved = [a - b for a, b in zip(parameters_of(task.start), before, strict=True)]
+    assert np.sqrt(sum(float((one**2).sum()) for one in moved)) == pytest.approx(0.5, rel=1e-3)
+
+
 def test_batches_larger_than_the_shard_and_steps_that_make_no_sense_are_refused(task: Task) -> None:
     with pytest.raises(ConfigError, match="batch of 9 cannot be drawn from 8"):
         work_on(task, Share.GRADIENT, batch_size=9)

@@ -592,9 +592,10 @@ def _rounded(value: float | list[float]) -> Any:
 def pooled(measurements: Sequence[Measurement]) -> Measurement:
     """One measurement of several seeds.
 
-    Rates add up their counts. Areas under the curve are averaged; their intervals, from independent seeds, shrink with the
-    root of the number. Images, curves and further figures are the first seed's. Of single updates and sums the one that
-    leaked more over all seeds is reported, and of two servers too; the other is told in `why`.
+    Rates add up their counts, which may come in clusters. Where none are given (areas under the curve, images of one
+    generator) the seeds' figures are averaged; their intervals, from independent seeds, shrink with the root of the number,
+    and hold for the trainings that were made. Images, curves and further figures are the first seed's. Of single updates and
+    sums the one that leaked more over all seeds is reported, and of two servers too; the other is told in `why`.
     """
     second = [m.second for m in measurements if m.second is not None]
     if second:

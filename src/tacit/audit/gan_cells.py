@@ -9,6 +9,9 @@ generator shows what the models of the rounds tell by themselves. What counts be
 their records, answers to injected images. So the column is about records: a finished model does not give it away, and rows
 differ in it.
 
+A cell's interval is over images of the trainings that were made, each of one generator. Generators of several seeds differ
+by more: what each showed stands beside (`by_seed`), and three say little of a fourth.
+
 Source: Hitaj, Ateniese, Perez-Cruz, CCS 2017.
 """
 
@@ -151,7 +154,6 @@ class InsiderAt:
         return Measurement(
             metric=self.metric,
             value=hits / self.judged,
-            counts=((hits, self.judged),),
             n=self.judged,
             chance=chance,
             interval=clopper_pearson(hits, self.judged),

@@ -129,7 +129,7 @@ _ON_FACES = GANInsider(
     averaged=0.95, spread=0.05, width=16, smooth=True,
 )  # fmt: skip
 _FACE_JUDGES = JudgeRecipe(
-    steps=1500, batch_size=32, learning_rate=0.02, copies=8, pool=2, generators=10
+    steps=1500, batch_size=32, learning_rate=0.02, copies=8, pool=2, generators=10, members=5
 )
 
 
@@ -625,7 +625,7 @@ def _of_kind(name: str, pairs: Sequence[tuple[Case, Found]]) -> list[Figure]:
         "scheme": {"name": type(case.scheme).__name__, **plain_scheme(case)},
         "attack": plain(case.attack), "participants": case.participants, "distinct": [f["distinct"] for _, f in pairs],
         "began": [f["began"] for _, f in pairs], "ended": [f["ended"] for _, f in pairs],
-        "diverged": [f["diverged"] for _, f in pairs],
+        "diverged": [f["diverged"] for _, f in pairs], "judges": plain(case.judges),
         "judge_accuracy": first["judge_accuracy"], "junk_aware_judge_accuracy": first["junk_aware_judge_accuracy"],
         "controls (plain, junk-aware)": [f["controls"] for _, f in pairs], "claims": first["claims"],
     }  # fmt: skip

@@ -195,6 +195,7 @@ def fit(  # noqa: PLR0913 - the settings of SGD, each by name
     batch_size: int,
     learning_rate: float,
     momentum: float = 0.0,
+    clip: float | None = None,
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
 ) -> nn.Module:
@@ -208,6 +209,7 @@ def fit(  # noqa: PLR0913 - the settings of SGD, each by name
         batch_size: records a step.
         learning_rate: of each step.
         momentum: of plain SGD with momentum.
+        clip: the most that a step's gradient may measure, L2; a longer one is shortened.
         generator: of the order.
         progress: told after each epoch.
 
@@ -222,6 +224,8 @@ def fit(  # noqa: PLR0913 - the settings of SGD, each by name
             loss = nn.functional.cross_entropy(module(inputs[batch]), labels[batch])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            if clip is not None:
+                nn.utils.clip_grad_norm_(module.parameters(), clip)
             optimiser.step()
         if not bool(torch.isfinite(loss)):
             raise Diverged(
