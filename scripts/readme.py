@@ -745,8 +745,12 @@ def insider() -> str:
     seen = [
         [INSIDERS[f"mnist/{kind}"]]
         + [
-            f"{factor * figures[f'mnist/visibility/{kind}/{of}']['here']:.2g}"
-            for of, factor in (("accuracy_lost", 100), ("update_norm_ratio", 1))
+            format(factor * figures[f"mnist/visibility/{kind}/{of}"]["here"], form)
+            for of, factor, form in (
+                ("accuracy_lost", 100, ".2g"),
+                ("update_norm_ratio", 1, ".2g"),
+                ("fresh_bias_raised_more", 100, ".0f"),
+            )
         ]
         for kind in ("two-party", "averaging", "federated-sgd")
     ]
@@ -759,6 +763,7 @@ def insider() -> str:
                     "with the attack",
                     "points of accuracy lost",
                     "norm of its updates, over those of a passive one",
+                    "of its updates in a hundred, how many more than of the others' raise the bias of the fresh class",
                 ],
                 seen,
             ),
