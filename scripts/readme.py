@@ -17,7 +17,12 @@ from typing import Any
 from tacit.catalogue import PAPERS
 
 ROOT = Path(__file__).resolve().parents[1]
-SIGNS = {"leaks": "▲ leaks", "contained": "○ contained", "inconclusive": "? inconclusive"}
+SIGNS = {
+    "leaks": "▲ leaks",
+    "contained": "○ contained",
+    "inconclusive": "? inconclusive",
+    "no-access": "– no access",
+}
 
 
 def _result(name: str) -> dict[str, Any]:

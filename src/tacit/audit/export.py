@@ -67,7 +67,7 @@ def matrix_table(result: Result) -> Table:
         ),
         rows=[
             (
-                row["name"], words.kind(row), attack["name"], words.state(cell).word,
+                row["name"], words.kind(row), attack["name"], words.state(cell).slug,
                 cell.get("metric") or attack.get("metric"), cell.get("value"), *_ends(cell.get("interval")),
                 cell.get("chance"), words.above_chance(cell.get("value"), cell), cell.get("n"),
                 cell.get("queries"), cell.get("seconds"), cell.get("why"), cell.get("error"),
