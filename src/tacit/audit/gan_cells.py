@@ -283,9 +283,10 @@ def _described(ran: _Ran) -> dict[str, Any]:
 
 
 def _pictures(ran: _Ran, records: Tensor, target: int) -> list[dict[str, Any]]:
-    """An image of each round that was watched, then some of the end, each beside the nearest real record."""
+    """Images of the end, of rounds that were watched (last first), and more of the end, each beside the nearest record."""
     watched = [(f"round {m.round}", m.images[:1]) for m in ran.insider.moments if m.images is not None]  # fmt: skip
-    shown = [*watched[-SHOWN:], ("the end", ran.images[:SHOWN])]
+    end = ran.images[:SHOWN]
+    shown = [("the end", end[:1]), *reversed(watched[-SHOWN:]), ("the end", end[1:])]
     return [
         {
             "original": pixels(records[int(torch.cdist(image.reshape(1, -1), records.flatten(1)).argmin())]),
