@@ -14,15 +14,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from tacit.audit.words import STATES
 from tacit.catalogue import PAPERS
 
 ROOT = Path(__file__).resolve().parents[1]
-SIGNS = {
-    "leaks": "▲ leaks",
-    "contained": "○ contained",
-    "inconclusive": "? inconclusive",
-    "no-access": "– no access",
-}
+SIGNS = {state.slug: f"{state.symbol} {state.word}" for state in STATES}
 
 
 def _result(name: str) -> dict[str, Any]:

@@ -103,8 +103,7 @@ class JudgeRecipe:
         generators: made against each network, for adversarial images.
         steps_of_each: of such a generator.
         members: so many networks, each with weights, copies and junk of its own, make up a judge, and their mean
-            probability decides. Of few records single networks judge differently: of the same hundred images of a face
-            three called 27, 80 and 85 the target.
+            probability decides: for few records, of which single networks learn to judge differently.
     """
 
     steps: int = 800
