@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import queue
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -353,12 +355,14 @@ class Proxy:
 class Forked:
     """A process that runs a function of an address, once it is told which; a context manager that ends it.
 
-    Make it before anything that has threads or sockets, or the process holds on to those.
+    Make it before anything that has threads or sockets, or the process holds on to those. If it does not end in time,
+    `wait` tells where its threads stand.
     """
 
     def __init__(self, run: Callable[[tuple[str, int]], Any]) -> None:
         self._here, there = socket.socketpair()
         self._code: int | None = None
+        until(lambda: not others_running())
         self.pid = os.fork()
         if self.pid:
             there.close()
@@ -366,6 +370,7 @@ class Forked:
         code = 1
         try:
             self._here.close()
+            faulthandler.register(signal.SIGUSR1, there, all_threads=True)
             if said := there.recv(100):
                 host, port = said.decode().split()
                 run((host, int(port)))
@@ -387,10 +392,20 @@ class Forked:
             if pid:
                 self._code = os.waitstatus_to_exitcode(status)
             elif time.monotonic() > end:
-                raise AssertionError("the process does not end")
+                raise AssertionError(f"the process does not end:\n{self._standing()}")
             else:
                 time.sleep(0.005)
         return self._code
+
+    def _standing(self) -> str:
+        """Where each of its threads stands."""
+        os.kill(self.pid, signal.SIGUSR1)
+        self._here.settimeout(1)
+        said = b""
+        with contextlib.suppress(TimeoutError):
+            while more := self._here.recv(65536):
+                said += more
+        return said.decode()
 
     def said(self) -> str:
         """The error that it ended with."""
@@ -414,6 +429,20 @@ class Forked:
 def descriptors() -> int:
     """Open file descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def others_running() -> int:
+    """Threads of this process, but for this one, that are running, those that Python has joined too.
+
+    One of them that ends may hold a lock of OpenSSL's, which a fork at that moment would hold for ever.
+    """
+    states = []
+    for thread in os.listdir("/proc/self/task"):
+        if int(thread) != threading.get_native_id():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                said = Path(f"/proc/self/task/{thread}/stat").read_text(encoding="utf-8")
+                states.append(said.rpartition(") ")[2][0])
+    return states.count("R")
 
 
 def memory(name: str = "VmRSS", pid: int | str = "self") -> int:

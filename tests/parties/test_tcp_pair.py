@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -162,14 +163,14 @@ def test_processes_say_the_same(parties: Parties) -> None:
 
         return run
 
-    local = run_pair(CREW)
-    crew = {role: Forked(live(role)) for role in CREW}
-    for sock in sockets.values():
-        sock.close()
-    for one in crew.values():
-        one.go((HOST, 1))
-    for role, one in crew.items():
-        with one:
+    with ExitStack() as stack:
+        crew = {role: stack.enter_context(Forked(live(role))) for role in CREW}
+        for sock in sockets.values():
+            sock.close()
+        for one in crew.values():
+            one.go((HOST, 1))
+        local = run_pair(CREW)
+        for role, one in crew.items():
             one.wait()
             total = local.cost.total(role=role)
             expected = [local.outputs[role], total.messages, total.bytes_sent]

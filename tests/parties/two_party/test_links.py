@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
@@ -115,14 +116,14 @@ def test_processes_say_the_same(parties: Parties, by: str) -> None:
 
         return run
 
-    local = run_pair(sides)
-    forked = {role: Forked(live(role)) for role in sides}
-    for sock in sockets.values():
-        sock.close()
-    for one in forked.values():
-        one.go((HOST, 1))
-    for role, one in forked.items():
-        with one:
+    with ExitStack() as stack:
+        forked = {role: stack.enter_context(Forked(live(role))) for role in sides}
+        for sock in sockets.values():
+            sock.close()
+        for one in forked.values():
+            one.go((HOST, 1))
+        local = run_pair(sides)
+        for role, one in forked.items():
             one.wait()
             total = local.cost.total(role=role)
             expected = summary(local.outputs[role], local.cost)[:1]
