@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from tacit.nn.federated import Task
 from tacit.nn.networks import mlp
 
 torch.set_num_threads(1)
+
+# A shell that starts the suite in the background may have it ignore interrupts, which some tests are about.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Where these are set, pytest explains in full how two lists differ, and takes minutes over long ones of large numbers:
 # the tests that expect a broken protocol's assertions to fail would time out.
