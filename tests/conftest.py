@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,30 @@ from tacit.nn.federated import Task
 from tacit.nn.networks import mlp
 
 torch.set_num_threads(1)
+
+
+def until_others_rest(seconds: float = 5.0) -> None:
+    """Wait until no other thread of this process is running, those that Python has joined too.
+
+    One that ends may hold a lock of OpenSSL's, which a fork at that moment would hold for ever.
+    """
+    end = time.monotonic() + seconds
+    while "R" in others() and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+def others() -> list[str]:
+    """The states of the other threads, one letter each."""
+    states = []
+    for thread in os.listdir("/proc/self/task"):
+        if int(thread) != threading.get_native_id():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                said = Path(f"/proc/self/task/{thread}/stat").read_text(encoding="utf-8")
+                states.append(said.rpartition(") ")[2][0])
+    return states
+
+
+os.register_at_fork(before=until_others_rest)
 
 # A shell that starts the suite in the background may have it ignore interrupts, which some tests are about.
 signal.signal(signal.SIGINT, signal.default_int_handler)

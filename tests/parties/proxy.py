@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import json
 import os
 import queue
 import signal
@@ -14,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,9 @@ from tacit.parties.credentials import Credentials, client_context
 from tacit.parties.durable import DurableMember
 from tacit.parties.links.frames import FrameReader, Header, Kind
 from tacit.parties.links.reactor import Limits
-from tacit.parties.links.tcp import TcpHub, serve_member
+from tacit.parties.links.tcp import TcpHub, listen, serve_member
+from tacit.parties.links.tcp_pair import PartyRun, run_party
+from tacit.parties.pair import Party
 from tacit.parties.roles import Role
 from tacit.parties.star import as_error, ask
 
@@ -362,7 +364,6 @@ class Forked:
     def __init__(self, run: Callable[[tuple[str, int]], Any]) -> None:
         self._here, there = socket.socketpair()
         self._code: int | None = None
-        until(lambda: not others_running())
         self.pid = os.fork()
         if self.pid:
             there.close()
@@ -423,26 +424,44 @@ class Forked:
         self._here.close()
 
 
+def in_processes(
+    crew: Mapping[Role, Party[Any]],
+    credentials_of: Callable[[Role], Credentials],
+    said: Callable[[PartyRun[Any]], Any],
+) -> dict[Role, Any]:
+    """What is said, in JSON, of the run of each party, in a process of its own."""
+    credentials = {role: credentials_of(role) for role in crew}
+    sockets = {role: listen((HOST, 0)) for role in crew}
+    addresses = {role: sock.getsockname()[:2] for role, sock in sockets.items()}
+
+    def live(role: Role) -> Callable[[Any], None]:
+        def run(_: Any) -> None:
+            mine = sockets[role]
+            done = run_party(crew[role], credentials[role], addresses, listening=mine, limits=QUICK)
+            raise SystemExit(json.dumps(said(done)))
+
+        return run
+
+    with contextlib.ExitStack() as stack:
+        forked = {role: stack.enter_context(Forked(live(role))) for role in crew}
+        for sock in sockets.values():
+            sock.close()
+        for one in forked.values():
+            one.go((HOST, 1))
+        for one in forked.values():
+            one.wait()
+        return {
+            role: json.loads(one.said().removeprefix("SystemExit: "))
+            for role, one in forked.items()
+        }
+
+
 # --- the process
 
 
 def descriptors() -> int:
     """Open file descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
-
-
-def others_running() -> int:
-    """Threads of this process, but for this one, that are running, those that Python has joined too.
-
-    One of them that ends may hold a lock of OpenSSL's, which a fork at that moment would hold for ever.
-    """
-    states = []
-    for thread in os.listdir("/proc/self/task"):
-        if int(thread) != threading.get_native_id():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                said = Path(f"/proc/self/task/{thread}/stat").read_text(encoding="utf-8")
-                states.append(said.rpartition(") ")[2][0])
-    return states.count("R")
 
 
 def memory(name: str = "VmRSS", pid: int | str = "self") -> int:

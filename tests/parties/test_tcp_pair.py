@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random  # noqa: TID251 - of tests alone, seeded
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -34,7 +32,7 @@ from tacit.parties.roles import Role
 from tacit.parties.views import FULL
 
 from .conftest import LEAKY
-from .proxy import HOST, QUICK, ByHand, Forked, Harm, Proxy, Running, descriptors, until
+from .proxy import HOST, QUICK, ByHand, Harm, Proxy, Running, descriptors, in_processes, until
 
 Parties = Callable[[Role], Credentials]
 ONE, TWO, DEALER = Role("server", 0), Role("server", 1), Role("dealer")
@@ -150,31 +148,14 @@ def test_the_protocol_repeats_whatever_the_threads_do(parties: Parties) -> None:
 
 
 def test_processes_say_the_same(parties: Parties) -> None:
-    credentials = {role: parties(role) for role in CREW}
-    sockets = {role: listen((HOST, 0)) for role in CREW}
-    addresses = {role: sock.getsockname()[:2] for role, sock in sockets.items()}
+    def said(done: PartyRun[Any]) -> list[Any]:
+        total = done.cost.total()
+        return [done.output, total.messages, total.bytes_sent]
 
-    def live(role: Role) -> Callable[[Any], None]:
-        def run(_: Any) -> None:
-            mine = sockets[role]
-            done = run_party(CREW[role], credentials[role], addresses, listening=mine, limits=QUICK)
-            total = done.cost.total()
-            raise SystemExit(json.dumps([done.output, total.messages, total.bytes_sent]))
-
-        return run
-
-    with ExitStack() as stack:
-        crew = {role: stack.enter_context(Forked(live(role))) for role in CREW}
-        for sock in sockets.values():
-            sock.close()
-        for one in crew.values():
-            one.go((HOST, 1))
-        local = run_pair(CREW)
-        for role, one in crew.items():
-            one.wait()
-            total = local.cost.total(role=role)
-            expected = [local.outputs[role], total.messages, total.bytes_sent]
-            assert json.loads(one.said().removeprefix("SystemExit: ")) == expected
+    far, local = in_processes(CREW, parties, said), run_pair(CREW)
+    for role in CREW:
+        total = local.cost.total(role=role)
+        assert far[role] == [local.outputs[role], total.messages, total.bytes_sent]
 
 
 def test_what_arrives_cannot_be_written_to(parties: Parties) -> None:

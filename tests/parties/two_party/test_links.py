@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
@@ -26,7 +24,7 @@ from tacit.parties.two_party.session import traced
 from tacit.parties.views import FULL
 
 from ..conftest import LEAKY  # noqa: TID252 - tests are no package
-from ..proxy import HOST, QUICK, Forked, Running  # noqa: TID252
+from ..proxy import HOST, QUICK, Running, in_processes  # noqa: TID252
 from .conftest import DEALT, S0, S1, SERVERS, TRANSFERRED, Setting, at, crew, drawn, opens
 from .views import everything
 
@@ -102,33 +100,13 @@ def summary(output: Any, cost: CostMeter) -> list[Any]:
 @pytest.mark.parametrize("by", [DEALT, TRANSFERRED])
 def test_processes_say_the_same(parties: Parties, by: str) -> None:
     sides = planned(Z32, by)
-    credentials = {role: parties(role) for role in sides}
-    sockets = {role: listen((HOST, 0)) for role in sides}
-    addresses = {role: sock.getsockname()[:2] for role, sock in sockets.items()}
-
-    def live(role: Role) -> Callable[[Any], None]:
-        def run(_: Any) -> None:
-            mine = sockets[role]
-            done = run_party(
-                sides[role], credentials[role], addresses, listening=mine, limits=QUICK
-            )
-            raise SystemExit(json.dumps(summary(done.output, done.cost)))
-
-        return run
-
-    with ExitStack() as stack:
-        forked = {role: stack.enter_context(Forked(live(role))) for role in sides}
-        for sock in sockets.values():
-            sock.close()
-        for one in forked.values():
-            one.go((HOST, 1))
-        local = run_pair(sides)
-        for role, one in forked.items():
-            one.wait()
-            total = local.cost.total(role=role)
-            expected = summary(local.outputs[role], local.cost)[:1]
-            expected += [total.messages, total.bytes_sent, total.rounds]
-            assert json.loads(one.said().removeprefix("SystemExit: ")) == expected
+    far = in_processes(sides, parties, lambda done: summary(done.output, done.cost))
+    local = run_pair(sides)
+    for role in sides:
+        total = local.cost.total(role=role)
+        expected = summary(local.outputs[role], local.cost)[:1]
+        expected += [total.messages, total.bytes_sent, total.rounds]
+        assert far[role] == expected
 
 
 def test_a_slow_network_is_paid_for_by_the_round_and_changes_nothing_else(parties: Parties) -> None:
